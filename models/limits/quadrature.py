@@ -1,0 +1,243 @@
+"""Dual maps of any activation, by deterministic quadrature.
+
+For (u, v) Gaussian of standard deviations s1, s2 and angle theta (cos theta = correlation), the maps
+D(s1, s2, theta) = E[phi(u) phi(v)] and E[phi'(u) phi'(v)] are analytic in all three for an activation that is smooth
+away from 0; in the correlation they would have square-root singularities at +-1. So they are tabulated once for the
+range of standard deviations that occurs, as Chebyshev series, and evaluated by Clenshaw's recurrence.
+The values come from polar coordinates, u = s1 r cos(a), v = s2 r cos(a - theta): kinks at 0 are then rays, and
+Gauss-Legendre on the four arcs between them, and on the radius, converges geometrically. Nodes are
+doubled until two numbers of them agree to TOLERANCE of the largest value, and degrees raised until the last
+coefficients fall below it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.limits.state import NoInfiniteWidthLimit
+
+Phi = Callable[[Tensor], Tensor]
+
+TOLERANCE = 1e-10  # relative to the largest value of a table
+WORST = 1e-6  # refused beyond: the activation is not of the kind described above
+RADIUS = 10.0  # exp(-RADIUS^2 / 2) = 2e-22
+NODES = (24, 192)  # of one Gauss-Legendre rule: first try and last
+ANGLES = (16, 24, 32, 48, 64, 96, 128)  # Chebyshev points to try
+SPREADS = (8, 12, 16, 24, 32)
+PROBES = [0.03, 1.0, 3.0]  # angles at which nodes and degrees are tried
+CHUNK = 2**21  # evaluations at a time
+
+
+def with_slope(phi: Phi, u: Tensor) -> tuple[Tensor, Tensor]:
+    """phi(u) and phi'(u), the latter as autograd sees it; ValueError if phi is not elementwise."""
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        value = phi(u.clone())  # an in-place phi may not write to a leaf
+        if value.shape != u.shape:
+            raise NoInfiniteWidthLimit("an elementwise activation must return the shape that it gets")
+        slope = torch.autograd.grad(value.sum(), u)[0] if value.requires_grad else torch.zeros_like(u)
+    return value.detach(), slope
+
+
+@dataclass(frozen=True)
+class DualTable:
+    """Chebyshev coefficients of one activation's two dual maps; `error` is relative to each map's largest value."""
+
+    spread: tuple[float, float]  # range of the standard deviations
+    maps: tuple[Tensor, Tensor]  # [spreads, spreads, angles] for phi and phi'
+    nodes: int
+    error: float
+
+    def __call__(self, s1: Tensor, s2: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """E[phi phi] and E[phi' phi'] for standard deviations s1 [r], s2 [c] and angles theta [r, c]."""
+        x = theta * (2 / math.pi) - 1
+        value, slope = (_evaluate(c.to(theta), self._position(s1), self._position(s2), x) for c in self.maps)
+        return value, slope
+
+    def _position(self, s: Tensor) -> Tensor:
+        low, high = self.spread
+        return torch.zeros_like(s) if high == low else ((2 * s - low - high) / (high - low)).clamp(-1, 1)
+
+
+def diagonal_maps(phi: Phi, s: Tensor) -> tuple[Tensor, Tensor, float]:
+    """E[phi(s z)^2] and E[phi'(s z)^2] for standard deviations s [n], z ~ N(0, 1); and their relative error."""
+    distinct, where = torch.unique(s.double(), return_inverse=True)
+    ends = distinct[[0, -1]]
+    count, error = NODES[0], math.inf
+    found = _squares(phi, ends, count)
+    while error > TOLERANCE and count < NODES[1]:
+        count *= 2
+        finer = _squares(phi, ends, count)
+        error, found = _difference(found, finer), finer
+    per_chunk = max(CHUNK // (2 * count), 1)
+    _converged(error)
+    maps = torch.cat([_squares(phi, part, count) for part in distinct.split(per_chunk)], 1).to(s)
+    return maps[0][where], maps[1][where], error
+
+
+def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: float = 1e-14) -> DualTable:
+    """Tabulate both maps for standard deviations in [low, high], in float64 on `device`.
+
+    A range narrower than `same` * high (rounding) is taken as one value.
+    """
+    nodes, error = _enough_nodes(phi, low, high, device)
+    _converged(error)
+    if high - low <= same * high:
+        low = high = (low + high) / 2
+    angles, spreads = _enough_points(phi, low, high, nodes, device)
+    s = _stretch(_chebyshev_points(spreads), low, high).to(device)
+    theta = _stretch(_chebyshev_points(angles), 0, math.pi)
+    coefficients = _coefficients(_dual_values(phi, s, theta.tolist(), nodes), (1, 2, 3))
+    tail_angle, tail_spread = _tails(coefficients)
+    maps = _trim(coefficients[0]), _trim(coefficients[1])
+    return DualTable((low, high), maps, nodes, _converged(error + tail_angle + tail_spread))
+
+
+def _dual_values(phi: Phi, s: Tensor, thetas: list[float], nodes: int) -> Tensor:
+    """[2, S, S, T]: E[phi phi] and E[phi' phi'] at all pairs of standard deviations s [S] and T angles."""
+    r, weight_r = _legendre(nodes, 0.0, RADIUS, s)
+    weight_r = weight_r * r * torch.exp(-r * r / 2) / (2 * math.pi)
+    # v at a is u at theta - a: the same points in another order (the first three arcs together, the fourth alone).
+    order = torch.arange(4 * nodes, device=s.device)
+    order = torch.cat([order[: 3 * nodes].flip(0), order[3 * nodes :].flip(0)])
+    values = []
+    for theta in thetas:
+        corners = [-math.pi / 2, theta - math.pi / 2, math.pi / 2, theta + math.pi / 2, 1.5 * math.pi]
+        arcs = [_legendre(nodes, a, b, s) for a, b in pairwise(corners)]
+        a, weight_a = torch.cat([arc[0] for arc in arcs]), torch.cat([arc[1] for arc in arcs])
+        total = s.new_zeros(2, len(s), len(s))
+        for part in range(0, nodes, max(1, CHUNK // (4 * nodes * len(s)))):
+            cut = slice(part, part + max(1, CHUNK // (4 * nodes * len(s))))
+            u = s[:, None, None] * r[cut, None] * torch.cos(a)
+            weight = weight_r[cut, None] * weight_a
+            for which, h in enumerate(with_slope(phi, u)):
+                total[which] += (h * weight).flatten(1) @ h[..., order].flatten(1).T
+        values.append(total)
+    return torch.stack(values, -1)
+
+
+def _enough_nodes(phi: Phi, low: float, high: float, device: torch.device) -> tuple[int, float]:
+    """The number of nodes whose double changes nothing at the extreme standard deviations; and what it changes."""
+    s = torch.tensor([low, high], dtype=torch.float64, device=device)
+    nodes, found = NODES[0], _dual_values(phi, s, PROBES, NODES[0])
+    while True:
+        finer = _dual_values(phi, s, PROBES, 2 * nodes)
+        error = _difference(found, finer)
+        if error <= TOLERANCE or 4 * nodes > NODES[1]:
+            return (nodes if error <= TOLERANCE else 2 * nodes), error
+        nodes, found = 2 * nodes, finer
+
+
+def _enough_points(phi: Phi, low: float, high: float, nodes: int, device: torch.device) -> tuple[int, int]:
+    """Chebyshev points that the angle needs at the extreme deviations, and the deviations at some angles."""
+    s = torch.tensor([low, high], dtype=torch.float64, device=device)
+    for angles in ANGLES:
+        theta = _stretch(_chebyshev_points(angles), 0, math.pi)
+        if _tails(_coefficients(_dual_values(phi, s, theta.tolist(), nodes), (3,)))[0] <= TOLERANCE:
+            break
+    if low == high:
+        return angles, 1
+    for spreads in SPREADS:
+        s = _stretch(_chebyshev_points(spreads), low, high).to(device)
+        if _tails(_coefficients(_dual_values(phi, s, PROBES, nodes), (1, 2)))[1] <= TOLERANCE:
+            break
+    return angles, spreads
+
+
+def _squares(phi: Phi, s: Tensor, count: int) -> Tensor:
+    """[2, n]: E[phi(s z)^2] and E[phi'(s z)^2] by `count` nodes on either side of 0."""
+    z, weight = _legendre(count, 0.0, RADIUS, s)
+    weight = (weight * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)).repeat(2)
+    both = with_slope(phi, s[:, None] * torch.cat([-z, z]))
+    return torch.stack([(h * h) @ weight for h in both])
+
+
+def _legendre(count: int, low: float, high: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss-Legendre on [low, high]."""
+    x, weight = _LEGENDRE.get(count) or _LEGENDRE.setdefault(count, np.polynomial.legendre.leggauss(count))
+    nodes = torch.as_tensor(x, dtype=like.dtype, device=like.device)
+    weights = torch.as_tensor(weight, dtype=like.dtype, device=like.device)
+    return (nodes + 1) * ((high - low) / 2) + low, weights * ((high - low) / 2)
+
+
+_LEGENDRE: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+
+def _chebyshev_points(count: int) -> Tensor:
+    return torch.cos((torch.arange(count, dtype=torch.float64) + 0.5) * math.pi / count)
+
+
+def _stretch(x: Tensor, low: float, high: float) -> Tensor:
+    return (x + 1) * ((high - low) / 2) + low
+
+
+def _coefficients(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Chebyshev coefficients along `axes` from values [2, S, S, T] at the Chebyshev points of these."""
+    for axis in axes:
+        count = values.shape[axis]
+        k = torch.arange(count, dtype=torch.float64)
+        transform = torch.cos(k[:, None] * (k + 0.5) * math.pi / count) * (2 / count)
+        transform[0] /= 2
+        values = torch.tensordot(values, transform.to(values), ([axis], [1])).movedim(-1, axis)
+    return values
+
+
+def _tails(coefficients: Tensor) -> tuple[float, float]:
+    """The last two coefficients along the angle and along the standard deviations, relative to the largest value."""
+    size = coefficients.abs() / _scale(coefficients)
+    angle = size[..., -2:].sum(-1).amax().item()
+    spread = size[:, -2:].sum(1).amax().item() if coefficients.shape[1] > 1 else 0.0
+    return angle, spread
+
+
+def _trim(coefficients: Tensor) -> Tensor:
+    """Drop the angular degrees that are below rounding."""
+    size = coefficients.abs().amax((0, 1))
+    kept = int((size > 1e-3 * TOLERANCE * size.max()).nonzero().max()) + 1 if size.max() > 0 else 1
+    return coefficients[..., :kept].contiguous()
+
+
+def _scale(maps: Tensor) -> Tensor:
+    """The largest value of each of the two maps; 1 for a map that is 0 (the slope of a step)."""
+    largest = maps.flatten(1).abs().amax(1)
+    return torch.where(largest > 0, largest, 1.0).reshape(-1, *[1] * (maps.ndim - 1))
+
+
+def _converged(error: float) -> float:
+    if not error <= WORST:  # not a number counts too
+        raise NoInfiniteWidthLimit(
+            f"the quadrature reaches only a relative error of {error:.0e}, "
+            "so the activation must be smooth away from 0, and grow no faster than exp(|z|)"
+        )
+    return error
+
+
+def _difference(coarse: Tensor, fine: Tensor) -> float:
+    return float(((coarse - fine) / _scale(fine)).abs().amax())
+
+
+def _evaluate(coefficients: Tensor, y1: Tensor, y2: Tensor, x: Tensor) -> Tensor:
+    """Clenshaw's recurrence over the angle x [r, c]; each of its coefficients is a series in y1 [r] and y2 [c]."""
+    spreads, _, angles = coefficients.shape
+    left = torch.einsum("ri,ijm->mrj", _chebyshev_values(y1, spreads), coefficients)
+    right = _chebyshev_values(y2, spreads).T
+    constants = coefficients[0, 0].tolist() if spreads == 1 else None
+    x2 = 2 * x
+    b1, b2 = torch.zeros_like(x), torch.zeros_like(x)
+    for m in range(angles - 1, -1, -1):
+        b2 = b2.neg_().add_(constants[m]) if constants is not None else torch.addmm(b2, left[m], right, beta=-1)
+        b2.addcmul_(x2 if m > 0 else x, b1)
+        b1, b2 = b2, b1
+    return b1
+
+
+def _chebyshev_values(y: Tensor, count: int) -> Tensor:
+    """[n, count]: the first Chebyshev polynomials at y [n]."""
+    return torch.cos(torch.arange(count, dtype=y.dtype, device=y.device) * torch.acos(y)[:, None])

@@ -1,0 +1,184 @@
+import logging
+
+import pytest
+import torch
+
+from models import blocks
+from models.blocks import fill, free_memory, tile_shape, tiles
+
+
+class Recorder:
+    """A tile function for a given matrix that remembers its tiles and can run out of memory."""
+
+    def __init__(self, matrix: torch.Tensor, most_entries: float = float("inf"), error: Exception | None = None):
+        self.matrix = matrix
+        self.most_entries = most_entries
+        self.error = error
+        self.done: list[tuple[slice, slice]] = []
+        self.failures = 0
+
+    def __call__(self, rows: slice, cols: slice) -> torch.Tensor:
+        tile = self.matrix[rows, cols]
+        if tile.shape[0] * tile.shape[1] > self.most_entries:
+            self.failures += 1
+            raise self.error or MemoryError
+        self.done.append((rows, cols))
+        return tile
+
+    def cover(self) -> torch.Tensor:
+        count = torch.zeros(self.matrix.shape[:2], dtype=torch.long)
+        for rows, cols in self.done:
+            count[rows, cols] += 1
+        return count
+
+
+def _symmetric(n: int) -> torch.Tensor:
+    a = torch.randn(n, n, dtype=torch.float64)
+    return a + a.T
+
+
+@pytest.mark.parametrize(("n1", "n2", "memory"), [(1, 1, 8), (37, 53, 8 * 100), (100, 7, 8 * 64), (40, 40, 10**6)])
+def test_tiles_cover_exactly_within_the_budget(n1, n2, memory) -> None:
+    tile = Recorder(torch.randn(n1, n2, dtype=torch.float64))
+    out = torch.full((n1, n2), torch.nan, dtype=torch.float64)
+    fill(out, tile, bytes_per_entry=8, memory=memory)
+    assert torch.equal(out, tile.matrix)
+    assert torch.equal(tile.cover(), torch.ones(n1, n2, dtype=torch.long))
+    assert all(8 * (r.stop - r.start) * (c.stop - c.start) <= memory for r, c in tile.done)
+
+
+@pytest.mark.parametrize(("n", "memory"), [(1, 8), (5, 8), (100, 8 * 300), (101, 8 * 77), (200, 10**7)])
+def test_symmetric_does_each_pair_once(n, memory) -> None:
+    tile = Recorder(_symmetric(n))
+    out = torch.full((n, n), torch.nan, dtype=torch.float64)
+    fill(out, tile, bytes_per_entry=8, memory=memory, symmetric=True)
+    assert torch.equal(out, tile.matrix)
+    cover = tile.cover()
+    for rows, cols in tile.done:  # the square on the diagonal is done in full, for the product's sake
+        if rows.start == cols.start:
+            assert cols.stop >= rows.stop
+            cover[rows, rows] = torch.ones_like(cover[rows, rows]).triu()
+    assert torch.equal(cover, torch.ones_like(cover).triu())
+    assert all(8 * (r.stop - r.start) * (c.stop - c.start) <= memory for r, c in tile.done)
+
+
+def test_symmetric_with_ample_memory_saves_work() -> None:
+    tile = Recorder(_symmetric(800))
+    fill(torch.empty(800, 800, dtype=torch.float64), tile, bytes_per_entry=8, memory=10**9, symmetric=True)
+    assert tile.cover().sum().item() / 800**2 == pytest.approx(0.5625)  # eight strips: (1 + 1/8) / 2
+
+
+def test_rows_count_in_the_budget() -> None:
+    tile = Recorder(torch.randn(64, 64))
+    fill(torch.empty(64, 64), tile, bytes_per_entry=1, bytes_per_row=1000, memory=20_000)
+    sizes = [(r.stop - r.start, c.stop - c.start) for r, c in tile.done]
+    assert all(r * c + 1000 * (r + c) <= 20_000 for r, c in sizes)
+    assert max(r + c for r, c in sizes) > 9  # and the budget is used
+
+
+def test_max_side_and_even_pieces() -> None:
+    assert tile_shape(1000, 50, lambda r, c: 0, 1, max_side=256) == (250, 50)
+    assert tile_shape(768, 768, lambda r, c: 0, 1, symmetric=True, max_side=256) == (96, 256)
+
+
+def test_tiles_go_strip_by_strip() -> None:
+    order = [(rows.start, cols.start) for rows, cols in tiles(4, 6, 2, 3)]
+    assert order == [(0, 0), (0, 3), (2, 0), (2, 3)]
+
+
+def test_several_outputs_and_output_axes_are_mirrored() -> None:
+    n, c = 50, 3
+    a = torch.randn(n * c, n * c, dtype=torch.float64)
+    full = (a + a.T).reshape(n, c, n, c).permute(0, 2, 1, 3)
+    plain = _symmetric(n)
+    outs = torch.empty(n, n, c, c, dtype=torch.float64), torch.empty(n, n, dtype=torch.float64)
+    fill(outs, lambda r, s: (full[r, s], plain[r, s]), bytes_per_entry=8, memory=8 * 200, symmetric=True)
+    assert torch.equal(outs[0], full)
+    assert torch.equal(outs[1], plain)
+
+
+def test_symmetric_result_is_symmetric_to_the_bit() -> None:
+    x = torch.randn(90, 30)
+    noise = iter(range(1000))
+    out = torch.empty(90, 90)
+    fill(
+        out,
+        lambda r, c: x[r] @ x[c].T + 1e-6 * next(noise) * torch.randn(r.stop - r.start, c.stop - c.start),
+        bytes_per_entry=4,
+        memory=4000,
+        symmetric=True,
+    )
+    assert torch.equal(out, out.T)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_out_of_memory_halves_the_tile_and_goes_on(error, symmetric, caplog) -> None:
+    tile = Recorder(_symmetric(120), most_entries=130, error=error)
+    out = torch.full((120, 120), torch.nan, dtype=torch.float64)
+    with caplog.at_level(logging.WARNING, logger="models.blocks"):
+        fill(out, tile, bytes_per_entry=8, memory=10**6, symmetric=symmetric)
+    assert torch.equal(out, tile.matrix)
+    assert len(caplog.records) == 1
+    assert tile.failures < 12  # the size that fits is remembered: one failure a halving, not one a tile
+    largest = max((r.stop - r.start) * (c.stop - c.start) for r, c in tile.done)
+    assert 32 < largest <= 130
+    if not symmetric:
+        assert torch.equal(tile.cover(), torch.ones_like(tile.cover()))
+
+
+def test_out_of_memory_on_a_single_entry_is_raised() -> None:
+    tile = Recorder(torch.randn(3, 4), most_entries=0)
+    with pytest.raises(MemoryError):
+        fill(torch.empty(3, 4), tile, bytes_per_entry=1, bytes_per_row=100)
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    tile = Recorder(torch.randn(8, 8), most_entries=10, error=RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        fill(torch.empty(8, 8), tile, bytes_per_entry=1)
+
+
+def test_default_budget_follows_free_memory(monkeypatch) -> None:
+    monkeypatch.setattr(blocks, "free_memory", lambda device: 200 * 2**20)
+    tile = Recorder(torch.zeros(64, 64))
+    fill(torch.empty(64, 64), tile, bytes_per_entry=2**20)
+    assert max((r.stop - r.start) * (c.stop - c.start) for r, c in tile.done) == 128  # MiB, below .8 * 200
+
+
+def test_free_memory_is_plausible() -> None:
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "sentence"),
+    [
+        (torch.empty(2, 3), {"symmetric": True}, "symmetric needs as many rows as columns, not 2 x 3."),
+        (torch.empty(2, 3), {"memory": 0}, "memory must be a positive number of bytes, or None for what is free"),
+        (torch.empty(2, 3), {"memory": 3}, "memory must be at least 8 bytes, for one entry, not 3."),
+        ((torch.empty(2, 3), torch.empty(3, 3)), {}, "out must be tensors of equal rows and columns"),
+        ((torch.empty(2, 3), torch.empty(2, 3)), {}, "tile_fn must return 2 tensors, one an output, not 1."),
+        (torch.empty(2, 3, 1), {}, "tile_fn must return shape [2, 3, 1] here, not [2, 3]."),
+    ],
+)
+def test_bad_input_gets_one_sentence(out, options, sentence) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole sentence is compared
+        fill(out, lambda r, c: torch.zeros(r.stop - r.start, c.stop - c.start), bytes_per_entry=8, **options)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_default_budget_leaves_room_for_the_output(monkeypatch) -> None:
+    out = torch.empty(64, 2**18)  # 64 MiB
+    monkeypatch.setattr(blocks, "free_memory", lambda device: 200 * 2**20)
+    tile = Recorder(torch.zeros(64, 1).expand(64, 2**18))
+    fill(out, tile, bytes_per_entry=16)
+    largest = max((r.stop - r.start) * (c.stop - c.start) for r, c in tile.done)
+    assert 48 * 2**20 <= 16 * largest <= 96 * 2**20  # .8 * 200 - 64 MiB, and not below half of it

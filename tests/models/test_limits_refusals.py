@@ -1,0 +1,174 @@
+"""What has no limit, or does not fit, is refused with one sentence that names the part and the remedy."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
+
+from models.cnn import cnn
+from models.layers import Linear
+from models.limits import NoInfiniteWidthLimit, elementwise, infinite_width
+from models.mlp import mlp
+
+
+class Forward(nn.Module):
+    """A network with one layer `a`, one `b`, a parameter and the given forward."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.a, self.b, self.function = Linear(3, 3), Linear(3, 3), function
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+class Overriding(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+
+def _tied() -> nn.Module:
+    net = nn.Sequential(Linear(3, 3), nn.ReLU(), Linear(3, 3))
+    net[2].weight = net[0].weight
+    return net
+
+
+@elementwise
+class Trainable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.slope * x)
+
+
+BEFORE_INPUTS = [
+    (
+        lambda: cnn(1, 4, 1, 1, readout="gap"),
+        "No infinite-width rule for '0' (Conv2d): replace it, or register a rule for its type with models.limits.rule.",
+    ),
+    (lambda: nn.Sequential(nn.Sequential(Linear(3, 3), nn.LayerNorm(3))), "No infinite-width rule for '0.1' (LayerN"),
+    (lambda: nn.Sequential(nn.BatchNorm1d(3), Linear(3, 3)), "No infinite-width rule for '0' (BatchNorm1d)"),
+    (lambda: nn.PReLU(), "No infinite-width rule for PReLU (the network itself)"),
+    (lambda: nn.Sequential(Linear(3, 3), nn.Softmax(1)), "No infinite-width rule for '1' (Softmax)"),
+    (lambda: nn.Sequential(Linear(3, 3), nn.ReLU6(), Linear(3, 1)), "No infinite-width rule for '1' (ReLU6)"),
+    (
+        lambda: Overriding(3, 3),
+        "Parameter 'weight' of Overriding is used outside the layers that have a rule: register",
+    ),
+    (lambda: nn.Sequential(spectral_norm(nn.Linear(3, 3))), "No infinite-width rule for '0' (ParametrizedLinear)"),
+    (
+        lambda: nn.Sequential(Forward(lambda net, x: net.a(x) + net.b(x))),
+        "No infinite-width rule for the call of 'add' in '0': replace it by a module, or register",
+    ),
+    (lambda: Forward(lambda net, x: functional.softmax(net.a(x), 1)), "No infinite-width rule for the call of 'softm"),
+    (lambda: Forward(lambda net, x: net.a(x).view(-1, 3)), "No infinite-width rule for the call of 'view'"),
+    (lambda: Forward(lambda net, x: net.scale * net.a(x)), "Parameter 'scale' of Forward is used outside the layers"),
+    (lambda: Forward(lambda net, x: net.a(net.a(x))), "'a' (Linear) shares its weights with 'a' (Linear): the limit"),
+    (_tied, "'2' (Linear) shares its weights with '0' (Linear): the limit needs weights of its own for each call."),
+    (lambda: Forward(lambda net, x: (net.a(x), net.b(x))), "The network returns several values: it must return one"),
+    (lambda: Forward(lambda net, x: net.a(x) if x.sum() > 0 else net.b(x)), "Forward cannot be traced (symbolically"),
+    (lambda: TwoInputs(), "TwoInputs cannot be traced (TwoInputs.forward() missing 1 required positional argument"),
+    (lambda: nn.Sequential(nn.Flatten(), nn.ReLU()), "The network has no layer with random weights, so it has no inf"),
+    (
+        lambda: Forward(lambda net, x: (torch.relu_(h := net.a(x)), net.b(h))[1]),
+        "The result of 'relu_' is not used: drop the call, or use what it returns",
+    ),
+]
+
+
+def _refusal(call) -> str:
+    with pytest.raises(NoInfiniteWidthLimit) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("make", "sentence"), BEFORE_INPUTS)
+def test_refused_before_any_input(make, sentence) -> None:
+    assert _refusal(lambda: infinite_width(make())).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: nn.Sequential(Linear(3, 3), nn.Dropout(0.5), Linear(3, 1)),
+            "'1' (Dropout): dropout has a limit in evaluation mode only, so call .eval() on the network first.",
+        ),
+        (
+            lambda: nn.Sequential(nn.Dropout(0.5), Linear(3, 1)),
+            "'0' (Dropout): dropout has a limit in evaluation mode only",
+        ),
+        (
+            lambda: nn.Sequential(Linear(3, 3), nn.ReLU(), nn.Tanh(), Linear(3, 1)),
+            "'2' (Tanh): an activation must follow a layer with random weights, not another activation: write",
+        ),
+        (
+            lambda: nn.Sequential(Linear(3, 3), nn.Tanh(), nn.ReLU(), Linear(3, 1)),
+            "'2' (ReLU): an activation must follow a layer with random weights",
+        ),
+        (lambda: nn.Sequential(Linear(3, 3), nn.Flatten(0)), "'1' (Flatten): flattening must start at axis 1"),
+        (lambda: mlp(4, 5, 1, 1), "'1' (Linear): takes 4 features, but its input has 3."),
+        (
+            lambda: nn.Sequential(Linear(3, 5), nn.ReLU(), Linear(4, 1)),
+            "'2' (Linear): takes 4 features, but its input has 5.",
+        ),
+        (
+            lambda: nn.Sequential(nn.Unflatten(1, (3, 1)), Linear(1, 1)),
+            "'1' (Linear) gets inputs of shape [2, 3, 1], but its limit is for [samples, features]: put torch.nn.Fl",
+        ),
+        (
+            lambda: nn.Sequential(Linear(3, 3), Trainable(), Linear(3, 1)),
+            "'1' (Trainable): an elementwise activation must have no parameters.",
+        ),
+    ],
+)
+def test_refused_with_inputs(make, sentence) -> None:
+    limit = infinite_width(make())
+    assert _refusal(lambda: limit(torch.randn(2, 3))).startswith(sentence)
+
+
+def test_refusal_is_a_value_error() -> None:
+    assert issubclass(NoInfiniteWidthLimit, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("x1", "x2", "memory", "sentence"),
+    [
+        (torch.randn(3), None, None, "x1 must be a float tensor [n, ...] with n >= 1, not torch.float32 [3]."),
+        (torch.ones(2, 3).long(), None, None, "x1 must be a float tensor [n, ...] with n >= 1, not torch.int64"),
+        (torch.randn(0, 3), None, None, "x1 must be a float tensor"),
+        (torch.full((2, 3), torch.nan), None, None, "x1 must be finite, but holds NaN or infinity."),
+        (
+            torch.randn(2, 3),
+            torch.randn(2, 3).double(),
+            None,
+            "x2 must have the sample shape, dtype and device of x1, [3] torch.float32 on cpu, not [3] torch.float64",
+        ),
+        (torch.randn(2, 3), torch.randn(2, 4), None, "x2 must have the sample shape, dtype and device of x1"),
+        (torch.randn(2, 3), None, -1, "memory must be a positive number of bytes"),
+    ],
+)
+def test_bad_inputs(x1, x2, memory, sentence) -> None:
+    limit = infinite_width(mlp(3, 4, 1, 1))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole sentence is compared
+        limit(x1, x2, memory)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "net", [nn.Sequential(nn.Dropout(0.5), Linear(3, 1)), nn.Sequential(Linear(3, 3), nn.Dropout())]
+)
+def test_dropout_counts_as_it_is_set_when_called(net) -> None:
+    limit = infinite_width(net.eval())
+    limit(torch.randn(2, 3))
+    net.train()
+    assert "call .eval() on the network first" in _refusal(lambda: limit(torch.randn(2, 3)))
