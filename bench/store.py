@@ -1,0 +1,138 @@
+"""The one path to disk: atomic writes, content hashes, run locks. Knows nothing but plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from bench.record import SCHEMA, Record, Score
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings, sequences, numpy scalars and paths as what JSON can hold; nan and inf become None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def settings_hash(settings: Any, length: int = 10) -> str:
+    """A hash of settings that does not depend on the order of their keys."""
+    text = json.dumps(plain(settings), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none of it: whatever happens, ``path`` never holds a part.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(plain(value), indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises: ValueError (one sentence) where the file is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): delete it, and the run makes it again.") from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays; the same arrays give the same bytes (no time stamps inside)."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Raises: ValueError (one sentence) where the file is truncated or no ``.npz``."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the run makes it again.") from error
+
+
+def lock(folder: Path) -> filelock.BaseFileLock:
+    """The operating system's lock on a run folder, not yet acquired; it goes with the process that holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / ".lock")
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Arrays first, ``record.json`` last: a folder with a record is complete."""
+    if record.arrays:
+        write_npz(folder / "arrays.npz", record.arrays)
+    content = plain(record)
+    del content["arrays"]
+    write_json(folder / "record.json", content)
+
+
+def read_record(folder: Path) -> Record:
+    """Raises: ValueError (one sentence) where the record is damaged or of another schema, FileNotFoundError if none."""
+    content = read_json(folder / "record.json")
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        path = folder / "record.json"
+        raise ValueError(f"{path} is not a record of schema {SCHEMA}: run its cell again with force=true.")
+    content["scores"] = tuple(_score(score) for score in content["scores"])
+    arrays = folder / "arrays.npz"
+    return Record(**content, arrays=read_npz(arrays) if arrays.exists() else {})
+
+
+def _score(content: Mapping[str, Any]) -> Score:
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    return Score(
+        content["name"],
+        number(content["value"]),
+        number(content["standard_error"]),
+        content["n_seeds"],
+        content["ceiling"],
+        content["floor"],
+        tuple(number(value) for value in content["per_member"]),
+    )

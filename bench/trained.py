@@ -1,0 +1,179 @@
+"""What training leaves behind: ``Trained``, the input of every comparison. Plain data and the kernels derived from it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from bench.ntk import empirical_ntk
+from tasks.task import Task
+
+Richness = float | str
+"""A number (gamma = richness sqrt(width)) or "ntk" (gamma = 1)."""
+
+
+def seed_of(axis: str, index: int) -> int:
+    """The seed of one value of a named axis ("data", "init", "order"), the same in every run and on every machine.
+
+    Members that differ in one axis share the seeds of the others, so two runs differ only in what they say.
+    """
+    return int.from_bytes(hashlib.sha256(f"{axis}:{index}".encode()).digest()[:4], "big")
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """One network of a cell, named by its seeds: which data draw, which initialisation, which batch order.
+
+    ``richness`` None means the trainer's own.
+    """
+
+    data: int
+    init: int
+    order: int = 0
+    richness: Richness | None = None
+
+    @property
+    def name(self) -> str:
+        """Usable as a file name; distinct for distinct members."""
+        richness = "" if self.richness is None else f"-richness{self.richness}"
+        return f"data{self.data}-init{self.init}-order{self.order}{richness}"
+
+
+def members(data: int, init: int) -> list[Member]:
+    """Every combination of ``data`` draws and ``init`` initialisations."""
+    return [Member(d, i) for d in range(data) for i in range(init)]
+
+
+@dataclass(frozen=True)
+class History:
+    """The course of one member's training.
+
+    Attributes:
+        steps: learning rate of every step, [n_steps]; their sum is the time t.
+        loss: relative train MSE before every step and after the last, [n_steps + 1].
+        snapshot_steps: at which step each snapshot was taken, [S]; 0 first, the last step last.
+    """
+
+    steps: Tensor
+    loss: Tensor
+    snapshot_steps: Tensor
+
+    @property
+    def snapshot_times(self) -> Tensor:
+        """[S], the time of each snapshot."""
+        return torch.cat([self.steps.new_zeros(1), self.steps.cumsum(0)])[self.snapshot_steps]
+
+    @property
+    def snapshot_loss(self) -> Tensor:
+        """[S], the relative train MSE at each snapshot."""
+        return self.loss[self.snapshot_steps]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The trained members of one cell. Leading axis m: members; S snapshots, the first at time 0, the last at the end.
+
+    The network is centred and scaled, ``f = (z - z_0) / gamma``, unless ``centred`` is False (then ``f = z / gamma``).
+
+    Attributes:
+        net: the architecture; its own parameter values mean nothing.
+        tasks: one data draw each; ``members[i].data`` is an index into it.
+        params: parameter name -> [m, S, ...], at the snapshots.
+        f_0, f_T: outputs before and after training, [m, n_train + n_test, c]: train rows, then test rows. f_0 is zero for
+            a centred network.
+        gamma: [m].
+        history: one a member.
+        status: one a member: "done", "unconverged" (the step limit came first) or "diverged".
+        settings: the trainer's, for the result card.
+    """
+
+    net: nn.Module
+    tasks: Sequence[Task]
+    members: tuple[Member, ...]
+    params: dict[str, Tensor]
+    f_0: Tensor
+    f_T: Tensor
+    gamma: tuple[float, ...]
+    history: tuple[History, ...]
+    status: tuple[str, ...]
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def params_0(self) -> dict[str, Tensor]:
+        return {name: value[:, 0] for name, value in self.params.items()}
+
+    @property
+    def params_T(self) -> dict[str, Tensor]:
+        return {name: value[:, -1] for name, value in self.params.items()}
+
+    @property
+    def times(self) -> Tensor:
+        """[m], the sum of steps."""
+        return torch.stack([history.steps.sum() for history in self.history])
+
+    @property
+    def losses(self) -> Tensor:
+        """[m], relative train MSE at the end."""
+        return torch.stack([history.loss[-1] for history in self.history])
+
+    @property
+    def snapshots(self) -> int:
+        return next(iter(self.params.values())).shape[1]
+
+    @functools.cached_property
+    def ntk(self) -> Kernels:
+        """``ntk[member, snapshot]``: [n_train + n_test, n_train, c, c] in float64; 0 is K_0, -1 is K_T."""
+        return Kernels(self)
+
+    def task(self, member: int) -> Task:
+        return self.tasks[self.members[member].data]
+
+    def select(self, keep: Sequence[int]) -> Trained:
+        """Only these members, for example those that converged."""
+        index = list(keep)
+        return replace(
+            self,
+            members=tuple(self.members[i] for i in index),
+            params={name: value[index] for name, value in self.params.items()},
+            f_0=self.f_0[index],
+            f_T=self.f_T[index],
+            gamma=tuple(self.gamma[i] for i in index),
+            history=tuple(self.history[i] for i in index),
+            status=tuple(self.status[i] for i in index),
+        )
+
+
+class Kernels:
+    """The members' empirical NTKs at the snapshots, each computed when first asked for.
+
+    They are not kept on disk: the parameters are, which are smaller, and give the same kernel to the bit. K_0 and K_T
+    of every member stay in memory, since most comparisons read them; the others are computed at each request.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        self._trained = trained
+        self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        member, snapshot = key[0] % len(self._trained.members), key[1] % self._trained.snapshots
+        if (member, snapshot) in self._kept:
+            return self._kept[member, snapshot]
+        task = self._trained.task(member)
+        device = self._trained.f_T.device
+        x_train = task.x_train.to(device)
+        kernel = empirical_ntk(
+            self._trained.net,
+            torch.cat([x_train, task.x_test.to(device)]),
+            x_train,
+            dtype=torch.float64,
+            params={name: value[member : member + 1, snapshot] for name, value in self._trained.params.items()},
+        )
+        assert isinstance(kernel, Tensor)
+        if snapshot in (0, self._trained.snapshots - 1):
+            self._kept[member, snapshot] = kernel[0]
+        return kernel[0]
