@@ -14,7 +14,7 @@ BASES = ("zero", "init")
 
 
 class KernelPredictor:
-    """Kernel regression, ``p(x) = b(x) + K(x, X) [K(X, X) + ridge]^-1 (y - b(X))``, or its gradient flow to a finite time.
+    """Kernel regression, ``p(x) = b(x) + K(x, X) [K(X, X) + ridge]^-1 (y - b(X))``, or its flow to a finite time.
 
     The base b is zero or the network at initialisation, never the trained network: with base f_T *any* kernel matches,
     an unrelated Laplace kernel with R2 = .9999.
@@ -31,7 +31,9 @@ class KernelPredictor:
         ValueError: another base, a negative ridge or time, a time with a ridge, or a matrix that is no kernel.
     """
 
-    def __init__(self, k_train: Any, ridge: float = 0.0, base: str = "zero", time: float | Tensor | None = None) -> None:
+    def __init__(
+        self, k_train: Any, ridge: float = 0.0, base: str = "zero", time: float | Tensor | None = None
+    ) -> None:
         if base not in BASES:
             raise ValueError(
                 f"base must be 'zero' or 'init', not {base!r}: with the trained network as base any kernel matches it."

@@ -1,4 +1,4 @@
-"""What training leaves behind: ``Trained``, the input of every comparison. Plain data and the kernels derived from it."""
+"""What training leaves behind: ``Trained``, the input of every comparison, and the kernels derived from it."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ class Trained:
         net: the architecture; its own parameter values mean nothing.
         tasks: one data draw each; ``members[i].data`` is an index into it.
         params: parameter name -> [m, S, ...], at the snapshots.
-        f_0, f_T: outputs before and after training, [m, n_train + n_test, c]: train rows, then test rows. f_0 is zero for
-            a centred network.
+        f_0, f_T: outputs before and after training, [m, n_train + n_test, c]: train rows, then test rows. f_0 is zero
+            for a centred network.
         gamma: [m].
         history: one a member.
         status: one a member: "done", "unconverged" (the step limit came first) or "diverged".
@@ -177,3 +177,18 @@ class Kernels:
         if snapshot in (0, self._trained.snapshots - 1):
             self._kept[member, snapshot] = kernel[0]
         return kernel[0]
+
+
+def join(parts: Sequence[Trained]) -> Trained:
+    """The members of several ``Trained`` of one cell as one, in the order given."""
+    first = parts[0]
+    return replace(
+        first,
+        members=tuple(member for part in parts for member in part.members),
+        params={name: torch.cat([part.params[name] for part in parts]) for name in first.params},
+        f_0=torch.cat([part.f_0 for part in parts]),
+        f_T=torch.cat([part.f_T for part in parts]),
+        gamma=tuple(gamma for part in parts for gamma in part.gamma),
+        history=tuple(history for part in parts for history in part.history),
+        status=tuple(status for part in parts for status in part.status),
+    )

@@ -23,7 +23,6 @@ def empirical_ntk(
     *,
     outputs: Outputs = "full",
     method: Method = "auto",
-    memory: int | None = None,
     dtype: torch.dtype | None = None,
     by_layer: bool = False,
     params: Mapping[str, Tensor] | None = None,
@@ -38,7 +37,6 @@ def empirical_ntk(
             outputs, 1'K1, [n1, n2]; an int: the kernel of that output, [n1, n2].
         method: "layerwise" (Gram matrices, linear layers only: O(N^2 (d_in + d_out)) a layer), "jacobian" (per-sample
             gradients, any module: O(N^2 parameters)), "auto": the first where it applies.
-        memory: bytes that the temporaries of one tile may take; None: what is free, less a margin.
         dtype: the precision of the whole computation; None: that of x1.
         by_layer: a dict, module name -> that module's share; the shares sum to the kernel.
         params: parameters to use instead of the module's own, each with a leading member axis, which becomes the
@@ -53,7 +51,9 @@ def empirical_ntk(
     two = None if x2 is None else x2.to(one)
     net_params = dict(net.named_parameters())
     if params is not None and net_params.keys() - params.keys():
-        raise ValueError(f"params lacks {min(net_params.keys() - params.keys())!r}: it must name every parameter of net.")
+        raise ValueError(
+            f"params lacks {min(net_params.keys() - params.keys())!r}: it must name every parameter of net."
+        )
     given = {name: parameter[None] for name, parameter in net_params.items()} if params is None else params
     stacked = {name: given[name].detach().to(one) for name in net_params}
     buffers = {
@@ -61,7 +61,7 @@ def empirical_ntk(
         for name, buffer in net.named_buffers()
     }
     work = _Work(net, stacked, buffers, outputs)
-    shares = _layerwise(work, one, two, memory) if _use_layerwise(work, one, method) else _jacobian(work, one, two, memory)
+    shares = _layerwise(work, one, two) if _use_layerwise(work, one, method) else _jacobian(work, one, two)
     if params is None:
         shares = {name: share[0] for name, share in shares.items()}
     return shares if by_layer else _total(shares)
@@ -119,22 +119,38 @@ def _use_layerwise(work: _Work, x: Tensor, method: str) -> bool:
         return False
     return True
 
-def _layerwise(work: _Work, one: Tensor, two: Tensor | None, memory: int | None) -> dict[str, Tensor]:
+
+def _layerwise(work: _Work, one: Tensor, two: Tensor | None) -> dict[str, Tensor]:
     layers = layerwise.linear_layers(work.net)
-
-    def tile(rows: slice, columns: slice) -> tuple[Tensor, ...]:
-        left = layerwise.factors(work.net, layers, work.params, work.buffers, one[rows], work.gradients)
-        same = two is None and rows == columns
-        right = left if same else layerwise.factors(
-            work.net, layers, work.params, work.buffers, (one if two is None else two)[columns], work.gradients
-        )
-        return tuple(layerwise.gram(layer.name, left, right, work.trace) for layer in layers)
-
-    return {layer.name: share for layer, share in zip(layers, tile(slice(None), slice(None)), strict=True)}
+    left = layerwise.factors(work.net, layers, work.params, work.buffers, one, work.gradients)
+    right = left if two is None else layerwise.factors(
+        work.net, layers, work.params, work.buffers, two, work.gradients
+    )  # fmt: skip
+    return {layer.name: layerwise.gram(layer.name, left, right, work.trace) for layer in layers}
 
 
-def _jacobian(work: _Work, one: Tensor, two: Tensor | None, memory: int | None) -> dict[str, Tensor]:
-    ...
+def _jacobian(work: _Work, one: Tensor, two: Tensor | None) -> dict[str, Tensor]:
+    trained = {name: parameter for name, parameter in work.net.named_parameters() if parameter.requires_grad}
+    scalar = work.outputs == "sum" or isinstance(work.outputs, int)
+
+    def select(output: Tensor) -> Tensor:
+        return next(work.gradients(output)) if scalar else output
+
+    shares: dict[str, list[Tensor]] = {}
+    for member in range(next(iter(work.params.values())).shape[0]):
+        values = {name: parameter[member] for name, parameter in work.params.items()}
+        fixed = {**work.buffers, **{name: value for name, value in values.items() if name not in trained}}
+        own = {name: values[name] for name in trained}
+        left = jacobian.jacobians(work.net, own, fixed, one, select, scalar)
+        right = left if two is None else jacobian.jacobians(work.net, own, fixed, two, select, scalar)
+        by_module: dict[str, Tensor] = {}
+        for name in trained:
+            module = name.rpartition(".")[0]
+            share = jacobian.contract(left[name], right[name], work.trace)
+            by_module[module] = by_module[module] + share if module in by_module else share
+        for module, share in by_module.items():
+            shares.setdefault(module, []).append(share)
+    return {module: torch.stack(parts) for module, parts in shares.items()}
 
 
 def _total(shares: dict[str, Tensor]) -> Tensor:

@@ -139,7 +139,7 @@ def factors(
         NotLayerwiseError: a layer is used twice, not at all, or on inputs of more than one axis.
     """
     members = next(iter(params.values())).shape[0]
-    taps = {l.name: x.new_zeros(members, len(x), l.out_features).requires_grad_() for l in layers}
+    taps = {layer.name: x.new_zeros(members, len(x), layer.out_features).requires_grad_() for layer in layers}
 
     def forward(member_params: Params, member_taps: Params) -> tuple[Tensor, dict[str, Tensor]]:
         inputs: dict[str, Tensor] = {}

@@ -1,0 +1,116 @@
+"""The trainer against hand-written gradient descent, and its ends."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import bench.descent
+from bench.predict import KernelPredictor
+from bench.train import Trainer
+from bench.trained import Member, members, seed_of
+from models.cnn import cnn
+from models.mlp import mlp
+from tasks.hypercube import staircase
+from tasks.task import Task
+
+
+def draws(count: int = 2, n_train: int = 24) -> list[Task]:
+    return [staircase(d=8, n_train=n_train, n_test=30, seed=seed_of("data", i)) for i in range(count)]
+
+
+def network(width: int = 32) -> nn.Sequential:
+    return mlp(8, width, 1, 1, b_std=0.4, readout_b_std=0.3)
+
+
+def test_members_reach_the_tolerance_and_record_it():
+    trained = Trainer(richness=1.0).fit(network(), draws(), members(2, 2))
+    assert trained.status == ("done",) * 4
+    assert bool((trained.losses <= 1e-4).all())
+    for i, history in enumerate(trained.history):
+        task = trained.task(i)
+        error = trained.f_T[i, : task.n_train] - task.y_train.double()
+        relative = error.square().sum() / task.y_train.double().square().sum()
+        assert float(relative) == pytest.approx(float(history.loss[-1]), rel=1e-2)  # float32 forward against float64
+        assert len(history.loss) == len(history.steps) + 1
+        assert history.snapshot_steps[0] == 0
+        assert history.snapshot_steps[-1] == len(history.steps)
+
+
+def test_readout_only_training_is_exactly_linear():
+    trainer = Trainer(richness=1.0, readout_only=True, dtype="float64", tolerance=1e-3, max_steps=3000)
+    trained = trainer.fit(network(256), draws(1), members(1, 1))
+    n, history = 24, trained.history[0]
+    kernel = trained.ntk[0, 0][:, :, 0, 0]
+    torch.testing.assert_close(kernel, trained.ntk[0, -1][:, :, 0, 0], rtol=1e-12, atol=1e-12)
+    predictor = KernelPredictor(kernel[:n], time=history.steps).fit(trained.task(0).y_train)
+    error = (predictor.predict(kernel) - trained.f_T[0]).norm() / trained.f_T[0].norm()
+    assert float(error) < 1e-8
+    # The control: training every layer is not linear at this width.
+    rich = Trainer(richness=1.0, dtype="float64", tolerance=1e-3).fit(network(256), draws(1), members(1, 1))
+    kernel = rich.ntk[0, 0][:, :, 0, 0]
+    predictor = KernelPredictor(kernel[:n], time=rich.history[0].steps).fit(rich.task(0).y_train)
+    assert float((predictor.predict(kernel) - rich.f_T[0]).norm() / rich.f_T[0].norm()) > 1e-3
+
+
+def test_a_batch_trains_each_member_as_alone():
+    tasks = draws()
+    settings = {"richness": 0.5, "dtype": "float64"}
+    together = Trainer(**settings).fit(network(), tasks, members(2, 2))
+    alone = Trainer(**settings).fit(network(), tasks, [Member(1, 1)])
+    torch.testing.assert_close(together.f_T[3], alone.f_T[0], rtol=1e-6, atol=1e-6)
+
+
+def test_the_same_settings_give_the_same_bits():
+    runs = [Trainer(richness=1.0).fit(network(), draws(), members(2, 2)) for _ in range(2)]
+    assert torch.equal(runs[0].f_T, runs[1].f_T)
+
+
+def test_one_host_read_an_iteration(monkeypatch):
+    reads = []
+    real = bench.descent.host
+    monkeypatch.setattr(bench.descent, "host", lambda values: reads.append(1) or real(values))
+    trained = Trainer(richness=0.03).fit(network(), draws(1), members(1, 1))
+    assert len(reads) == len(trained.history[0].loss)
+
+
+def test_a_step_too_long_is_taken_back():
+    trained = Trainer(richness=3.0, step=3.9).fit(network(), draws(1), members(1, 2))
+    for history in trained.history:
+        assert bool((history.loss[1:] <= history.loss[:-1] * (1 + 2 * bench.descent.ROUNDING)).all())
+
+
+def test_unfinished_and_diverged_members_say_so():
+    trained = Trainer(max_steps=3).fit(network(), draws(1), members(1, 1))
+    assert trained.status == ("unconverged",)
+    assert len(trained.history[0].steps) == 3
+    infinite = draws(1)[0]
+    infinite = Task(infinite.name, infinite.x_train * 1e30, infinite.y_train, infinite.x_test, infinite.y_test)
+    assert Trainer(max_steps=50).fit(network(), [infinite], members(1, 1)).status == ("diverged",)
+
+
+def test_a_cnn_trains_one_member_at_a_time():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 1, 4, 4, generator=generator), torch.randn(12, 1, generator=generator).sign()
+    task = Task("images", x[:8], y[:8], x[8:], y[8:])
+    trainer = Trainer(richness=1.0, tolerance=1e-2)
+    net = cnn(1, 16, 1, 1, readout="flatten", image_size=4)
+    assert len(trainer.batches(net, [task], members(1, 2))) == 2
+    assert trainer.fit(net, [task], members(1, 2)).status == ("done", "done")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"richness": -1.0}, {"richness": "rich"}, {"step": 5.0}, {"tolerance": 0.0}, {"max_steps": 0}, {"snapshots": 1},
+     {"device": "tpu"}, {"dtype": "float16"}, {"richness": math.nan}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(settings):
+    with pytest.raises(ValueError, match=f"trainer.{next(iter(settings))}"):
+        Trainer(**settings)
+
+
+def test_richness_needs_ntk_parameterization():
+    net = mlp(8, 16, 1, 1, parameterization="standard")
+    with pytest.raises(ValueError, match="parameterization"):
+        Trainer(richness=1.0).fit(net, draws(1), members(1, 1))
