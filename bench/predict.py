@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,11 @@ class KernelPredictor:
     """
 
     def __init__(
-        self, k_train: Any, ridge: float = 0.0, base: str = "zero", time: float | Tensor | None = None
+        self,
+        k_train: Any,
+        ridge: float = 0.0,
+        base: str = "zero",
+        time: float | Sequence[float] | Tensor | None = None,
     ) -> None:
         if base not in BASES:
             raise ValueError(
@@ -56,7 +61,7 @@ class KernelPredictor:
         self._kernel = _matrix(kernel)
         mean_diagonal = float(self._kernel.diagonal().mean())
         self._ridge = ridge + JITTER * mean_diagonal
-        self._weights: Tensor | None = None
+        self._solution: Tensor | None = None
 
     def fit(self, y: Any, f_0: Any = None) -> KernelPredictor:
         """Solve for targets y [n, c]; f_0 [n, c], the network at initialisation, is needed by base "init" only."""
@@ -66,18 +71,28 @@ class KernelPredictor:
         flat = target if self._outputs is None else target.reshape(-1, 1)
         if len(flat) != len(self._kernel):
             raise ValueError(f"y has {target.shape[1]} outputs, the kernel {self._outputs}.")
-        self._weights = self._flow(flat) if self.time is not None else self._solve(flat)
+        self._solution = self._flow(flat) if self.time is not None else self._solve(flat)
         return self
+
+    @property
+    def weights(self) -> Tensor:
+        """The solution, [n, c] (or [n c, 1] for a full multi-output kernel, sample-major).
+
+        Raises:
+            ValueError: before ``fit``.
+        """
+        if self._solution is None:
+            raise ValueError("Call fit before predict.")
+        return self._solution
 
     def predict(self, k_test_train: Any, f_0: Any = None) -> Tensor:
         """Predictions [n_test, c] from the kernel [n_test, n] or [n_test, n, c, c]; f_0 [n_test, c] for base "init"."""
-        if self._weights is None:
-            raise ValueError("Call fit before predict.")
+        weights = self.weights
         kernel = _float64(k_test_train).to(self._kernel.device)
         if kernel.ndim != (2 if self._outputs is None else 4) or kernel.shape[1] != self._n:
             wanted = "n_test, n" if self._outputs is None else "n_test, n, c, c"
             raise ValueError(f"k_test_train must be [{wanted}] with n = {self._n}, not {list(kernel.shape)}.")
-        prediction = (_matrix(kernel) @ self._weights).reshape(len(kernel), self._outputs or -1)
+        prediction = (_matrix(kernel) @ weights).reshape(len(kernel), self._outputs or -1)
         return prediction if self.base == "zero" else prediction + self._initial(f_0, "predict")
 
     def _residual(self, y: Tensor, f_0: Any, call: str) -> Tensor:

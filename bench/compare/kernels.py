@@ -1,0 +1,115 @@
+"""The after-kernel, the initial kernel and the infinite-width kernels, each as a predictor of the trained network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.compare.metrics import match_scores
+from bench.compare.predictions import (
+    Target,
+    agnostic_ceilings,
+    empirical_predictions,
+    infinite_kernels,
+    regress,
+    specific_ceilings,
+)
+from bench.compare.rivals import floors
+from bench.record import Score
+from bench.trained import Trained
+
+
+@dataclass(frozen=True)
+class Empirical:
+    """Regression with a network's own kernel: K_T, used as if it had always been there, or K_0.
+
+    Attributes:
+        name: "after" (K_T) or "initial" (K_0); also the predictor's name in the scores.
+        targets: "y", the training labels, and "self", the network's own training outputs.
+        base: "init" (f_0, which is zero for a centred network) or "zero"; never f_T.
+    """
+
+    name: str = "after"
+    targets: tuple[Target, ...] = ("y", "self")
+    base: str = "init"
+    ridge: float = 0.0
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name not in ("after", "initial"):
+            raise ValueError(f"compare.{self.name}: an empirical kernel is 'after' or 'initial'.")
+        check_targets(self.name, self.targets)
+
+    def predictions(self, trained: Trained, target: Target) -> tuple[Tensor, ...]:
+        snapshot = -1 if self.name == "after" else 0
+        return empirical_predictions(trained, snapshot, target, self.base, self.ridge)
+
+    def __call__(self, trained: Trained) -> list[Score]:
+        ceilings = specific_ceilings(trained, self.base, self.ridge)
+        return [
+            score
+            for target in self.targets
+            for score in match_scores(
+                labelled(self.name, target), trained, self.predictions(trained, target), ceilings, floors(trained)
+            )
+        ]
+
+    def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
+        stacked = torch.stack(self.predictions(trained, "y"))
+        return {f"prediction_{self.name}": stacked.cpu().numpy()}
+
+
+@dataclass(frozen=True)
+class InfiniteWidth:
+    """Regression with the infinite-width NTK (the lazy theory, at any richness) and the NNGP.
+
+    Attributes: as for ``Empirical``.
+    """
+
+    name: str = "infinite"
+    targets: tuple[Target, ...] = ("y", "self")
+    base: str = "init"
+    ridge: float = 0.0
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        check_targets(self.name, self.targets)
+
+    def predictions(self, trained: Trained, kind: str, target: Target) -> list[Tensor]:
+        kernels = infinite_kernels(trained)
+        return [
+            regress(trained, i, kernels[member.data][kind], target, self.base, self.ridge)
+            for i, member in enumerate(trained.members)
+        ]
+
+    def __call__(self, trained: Trained) -> list[Score]:
+        infinite_kernels(trained)  # before the ceilings, which cost more: there may be no limit
+        ceilings = agnostic_ceilings(trained, self.base, self.ridge)
+        return [
+            score
+            for kind in ("ntk", "nngp")
+            for target in self.targets
+            for score in match_scores(
+                labelled(f"infinite_{kind}", target),
+                trained,
+                self.predictions(trained, kind, target),
+                ceilings,
+                floors(trained),
+            )
+        ]
+
+    def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
+        stacked = torch.stack(self.predictions(trained, "ntk", "y"))
+        return {"prediction_infinite_ntk": stacked.cpu().numpy()}
+
+
+def labelled(name: str, target: Target) -> str:
+    return name if target == "y" else f"{name}@{target}"
+
+
+def check_targets(name: str, targets: tuple[Target, ...]) -> None:
+    if not targets or any(target not in ("y", "self") for target in targets):
+        raise ValueError(f"compare.{name}.targets must be some of y, self, not {list(targets)}.")

@@ -1,0 +1,103 @@
+"""How near a prediction is to a trained network, and to the labels, on test points. All in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bench.record import Score, summarise
+from bench.trained import Trained
+
+
+def r2(prediction: Tensor, network: Tensor) -> float:
+    """``1 - |p - f_T|^2 / |f_T - mean|^2``, the mean per output; [n, c] each."""
+    return 1 - _ratio((prediction - network).square().sum(), (network - network.mean(0)).square().sum())
+
+
+def skill(prediction: Tensor, network: Tensor, y: Tensor) -> float:
+    """``1 - |p - f_T|^2 / |y - f_T|^2``: 0 is no better than knowing the answer y (clean labels)."""
+    return 1 - _ratio((prediction - network).square().sum(), (y - network).square().sum())
+
+
+def relative_l2(prediction: Tensor, network: Tensor) -> float:
+    """``|p - f_T| / |f_T|``."""
+    return _ratio((prediction - network).square().sum(), network.square().sum()) ** 0.5
+
+
+def relative_error(prediction: Tensor, y: Tensor) -> float:
+    """Test error against the labels, ``|p - y|^2 / |y|^2``."""
+    return _ratio((prediction - y).square().sum(), y.square().sum())
+
+
+def error_correlation(prediction: Tensor, network: Tensor, y: Tensor) -> float:
+    """Correlation of the prediction's error p - y with the network's own, f_T - y."""
+    one, two = (prediction - y).flatten(), (network - y).flatten()
+    one, two = one - one.mean(), two - two.mean()
+    return _ratio(one @ two, one.norm() * two.norm())
+
+
+def classes(output: Tensor) -> Tensor:
+    """The class that outputs [n, c] name: the sign of a single output, else the largest."""
+    return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)
+
+
+def agreement(one: Tensor, two: Tensor) -> float:
+    """The share of points on which both name the same class."""
+    return float((classes(one) == classes(two)).double().mean())
+
+
+def match_scores(
+    name: str,
+    trained: Trained,
+    predictions: Sequence[Tensor],
+    ceilings: dict[str, float | None] | None = None,
+    floors: dict[str, float | None] | None = None,
+) -> list[Score]:
+    """Every metric of one predictor.
+
+    Args:
+        name: the predictor, as in ``Score.name``.
+        predictions: [n_test, c] a member.
+        ceilings, floors: by metric ("r2", "skill").
+    """
+    columns: dict[str, list[float]] = {}
+    for i, prediction in enumerate(predictions):
+        network, y = network_outputs(trained, i), clean_labels(trained, i)
+        row = {
+            "r2": r2(prediction, network),
+            "skill": skill(prediction, network, y),
+            "relative_l2": relative_l2(prediction, network),
+            "error_correlation": error_correlation(prediction, network, y),
+            "class_agreement": agreement(prediction, network),
+            "test_error": relative_error(prediction, y),
+            "class_error": 1 - agreement(prediction, y),
+        }
+        for metric, value in row.items():
+            columns.setdefault(metric, []).append(value)
+    data = [member.data for member in trained.members]
+    return [
+        summarise(f"{name}/{metric}", values, data, (ceilings or {}).get(metric), (floors or {}).get(metric))
+        for metric, values in columns.items()
+    ]
+
+
+def network_outputs(trained: Trained, member: int) -> Tensor:
+    """f_T on the test points, [n_test, c]."""
+    return trained.f_T[member, trained.task(member).n_train :]
+
+
+def clean_labels(trained: Trained, member: int) -> Tensor:
+    """The clean test labels, [n_test, c], where the network's outputs are."""
+    return trained.task(member).y_test.to(trained.f_T)
+
+
+def train_labels(trained: Trained, member: int) -> Tensor:
+    """The labels it was trained on, noise included, [n_train, c]."""
+    return trained.task(member).y_train.to(trained.f_T)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> float:
+    """nan where nothing is divided by nothing: a constant network has no R2."""
+    return float(torch.where(denominator > 0, numerator / denominator, torch.nan))

@@ -1,0 +1,118 @@
+"""The predictions that several comparisons read, each computed once a cell."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bench.compare.comparison import UnavailableError
+from bench.compare.metrics import clean_labels, network_outputs, r2, skill, train_labels
+from bench.predict import KernelPredictor
+from bench.trained import Trained
+from models.limits import NoInfiniteWidthLimit, infinite_width
+
+Target = Literal["y", "self"]
+Metrics = dict[str, float | None]
+KEPT = 4  # cells whose predictions stay in memory
+
+
+def target_of(trained: Trained, member: int, target: Target) -> Tensor:
+    """What a predictor is fitted to: the training labels, or the network's own training outputs; [n_train, c]."""
+    return train_labels(trained, member) if target == "y" else trained.f_T[member, : trained.task(member).n_train]
+
+
+def regress(trained: Trained, member: int, kernel: Tensor, target: Target, base: str, ridge: float) -> Tensor:
+    """Kernel regression at the test points, [n_test, c].
+
+    Args:
+        kernel: [n_train + n_test, n_train] or with two output axes.
+    """
+    n, f_0 = trained.task(member).n_train, trained.f_0[member]
+    predictor = KernelPredictor(kernel[:n], ridge, base).fit(target_of(trained, member, target), f_0[:n])
+    return predictor.predict(kernel[n:], f_0[n:])
+
+
+def empirical(trained: Trained, member: int, snapshot: int) -> Tensor:
+    """The network's own kernel, [n_train + n_test, n_train] for one output, else [.., .., c, c]."""
+    kernel = trained.ntk[member, snapshot]
+    return kernel[:, :, 0, 0] if kernel.shape[2] == 1 else kernel
+
+
+@functools.lru_cache(KEPT)
+def empirical_predictions(
+    trained: Trained, snapshot: int, target: Target, base: str, ridge: float
+) -> tuple[Tensor, ...]:
+    """Regression with K_0 (snapshot 0) or K_T (-1) of every member."""
+    return tuple(
+        regress(trained, i, empirical(trained, i, snapshot), target, base, ridge) for i in range(len(trained.members))
+    )
+
+
+@functools.lru_cache(KEPT)
+def infinite_kernels(trained: Trained) -> dict[int, dict[str, Tensor]]:
+    """Data draw -> {"ntk", "nngp"}, each [n_train + n_test, n_train]: one limit for all members of a draw.
+
+    Raises:
+        UnavailableError: the model has no infinite-width limit yet.
+    """
+    try:
+        limit = infinite_width(trained.net)
+    except NoInfiniteWidthLimit as error:
+        raise UnavailableError(str(error)) from error
+    kernels = {}
+    for data in sorted({member.data for member in trained.members}):
+        task = trained.tasks[data]
+        x = task.x_train.to(trained.f_T)
+        result = limit(torch.cat([x, task.x_test.to(x)]), x)
+        kernels[data] = {"ntk": result.ntk, "nngp": result.nngp}
+    return kernels
+
+
+@functools.lru_cache(KEPT)
+def other_seeds(trained: Trained, base: str, ridge: float) -> dict[str, tuple[float, ...]]:
+    """Member by member against the other inits on the same data, averaged over those.
+
+    Returns:
+        "network/r2", "network/skill" (the other network) and "after/r2", "after/skill" (the other's after-kernel); nan
+        for a member that has no other init.
+    """
+    after = empirical_predictions(trained, -1, "y", base, ridge)
+    columns: dict[str, list[float]] = {name: [] for name in ("network/r2", "network/skill", "after/r2", "after/skill")}
+    for i, member in enumerate(trained.members):
+        others = [j for j, other in enumerate(trained.members) if other.data == member.data and j != i]
+        network, y = network_outputs(trained, i), clean_labels(trained, i)
+        for kind, predictions in (
+            ("network", [network_outputs(trained, j) for j in others]),
+            ("after", [after[j] for j in others]),
+        ):
+            columns[f"{kind}/r2"].append(_mean([r2(p, network) for p in predictions]))
+            columns[f"{kind}/skill"].append(_mean([skill(p, network, y) for p in predictions]))
+    return {name: tuple(values) for name, values in columns.items()}
+
+
+def agnostic_ceilings(trained: Trained, base: str, ridge: float) -> Metrics:
+    """Of a predictor that does not see the init: a second network counts the init noise twice, it once."""
+    others = other_seeds(trained, base, ridge)
+    return {metric: _half(_mean(others[f"network/{metric}"])) for metric in ("r2", "skill")}
+
+
+def specific_ceilings(trained: Trained, base: str, ridge: float) -> Metrics:
+    """Beside a predictor that sees the init: the after-kernel of another init."""
+    others = other_seeds(trained, base, ridge)
+    return {metric: _known(_mean(others[f"after/{metric}"])) for metric in ("r2", "skill")}
+
+
+def _mean(values: tuple[float, ...] | list[float]) -> float:
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else float("nan")
+
+
+def _known(value: float) -> float | None:
+    return value if value == value else None
+
+
+def _half(value: float) -> float | None:
+    return None if value != value else 1 - (1 - value) / 2

@@ -1,0 +1,136 @@
+"""Predictors that are no theory of the network: a match that they score is no match."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.compare.metrics import clean_labels, match_scores, network_outputs, r2, skill, train_labels
+from bench.compare.predictions import KEPT, Metrics, agnostic_ceilings
+from bench.predict import KernelPredictor
+from bench.record import Score, nested_mean
+from bench.trained import Trained
+from tasks.task import Task
+
+ITERATIONS = 3
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """A Laplace kernel, the same with a learnt metric (AGOP-Laplace), and the clean labels themselves."""
+
+    name: str = "rivals"
+    version: int = 1
+    base: str = "init"
+
+    def __call__(self, trained: Trained) -> list[Score]:
+        ceilings = agnostic_ceilings(trained, self.base, 0.0)
+        return [
+            score
+            for name, predictions in rival_predictions(trained).items()
+            for score in match_scores(name, trained, predictions, ceilings)
+        ]
+
+    def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
+        return {}
+
+
+@functools.lru_cache(KEPT)
+def rival_predictions(trained: Trained) -> dict[str, tuple[Tensor, ...]]:
+    """Predictor -> [n_test, c] a member; the members of a data draw share theirs."""
+    draws = {}
+    for i, member in enumerate(trained.members):
+        if member.data not in draws:
+            task, y = trained.task(i), train_labels(trained, i)
+            points = _points(task, trained.f_T)
+            draws[member.data] = {
+                "laplace": laplace(points, y),
+                "agop_laplace": agop_laplace(points, y),
+                "labels": clean_labels(trained, i),
+            }
+    names = ("laplace", "agop_laplace", "labels")
+    return {name: tuple(draws[member.data][name] for member in trained.members) for name in names}
+
+
+@functools.lru_cache(KEPT)
+def floors(trained: Trained) -> Metrics:
+    """The best of the rivals, by metric: the mean over members of the best one."""
+    data = [member.data for member in trained.members]
+    best: Metrics = {}
+    for metric in ("r2", "skill"):
+        means = []
+        for predictions in rival_predictions(trained).values():
+            values = []
+            for i, prediction in enumerate(predictions):
+                network = network_outputs(trained, i)
+                y = clean_labels(trained, i)
+                values.append(r2(prediction, network) if metric == "r2" else skill(prediction, network, y))
+            means.append(nested_mean(values, data)[0])
+        best[metric] = max(means)
+    return best
+
+
+def laplace(points: Tensor, y: Tensor) -> Tensor:
+    """Regression with ``exp(-|x - x'| / bandwidth)``, the bandwidth being the mean distance of two training points.
+
+    Args:
+        points: [n_train + n_test, d], train rows first.
+        y: [n_train, c].
+
+    Returns:
+        [n_test, c].
+    """
+    n = len(y)
+    kernel = torch.exp(-_distances(points, points[:n]) / bandwidth(points[:n]))
+    return KernelPredictor(kernel[:n]).fit(y).predict(kernel[n:])
+
+
+def agop_laplace(points: Tensor, y: Tensor) -> Tensor:
+    """Laplace with a metric M learnt from the predictor's own average gradient outer product, three times.
+
+    The recursive feature machine (Radhakrishnan, Beaglehole, Pandit and Belkin 2024, "Mechanism for feature learning in
+    neural networks and backpropagation-free machine learning models"); M has trace d, and starts from the identity.
+    """
+    n, d = len(y), points.shape[1]
+    root = torch.eye(d).to(points)
+    width = bandwidth(points[:n])
+    for _ in range(ITERATIONS):
+        seen = points[:n] @ root
+        distance = _distances(seen, seen)
+        kernel = torch.exp(-distance / width)
+        weights = KernelPredictor(kernel).fit(y).weights
+        # grad of sum_j a_j K(x, x_j) in the seen coordinates: -(x - x_j) K / (width |x - x_j|), then back through root.
+        slope = torch.where(distance > 0, -kernel / (width * distance), 0.0)
+        gradients = []
+        for output in range(y.shape[1]):
+            scaled = slope * weights[:, output]
+            gradients.append((scaled.sum(1, keepdim=True) * seen - scaled @ seen) @ root.T)
+        gradient = torch.cat(gradients)
+        metric = gradient.T @ gradient
+        trace = metric.trace()
+        if not bool(trace > 0):
+            break
+        eigenvalues, vectors = torch.linalg.eigh(metric * (d / trace))
+        root = vectors * eigenvalues.clamp_min(0).sqrt() @ vectors.T
+    seen = points @ root
+    kernel = torch.exp(-_distances(seen, seen[:n]) / width)
+    return KernelPredictor(kernel[:n]).fit(y).predict(kernel[n:])
+
+
+def bandwidth(x: Tensor) -> Tensor:
+    """The mean distance of two different points of x [n, d]; 1 for a single point."""
+    n = len(x)
+    mean = _distances(x, x).sum() / max(n * (n - 1), 1)
+    return torch.where(mean > 0, mean, 1.0)
+
+
+def _distances(one: Tensor, two: Tensor) -> Tensor:
+    return torch.cdist(one, two, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _points(task: Task, like: Tensor) -> Tensor:
+    return torch.cat([task.x_train.flatten(1), task.x_test.flatten(1)]).to(like)

@@ -1,0 +1,120 @@
+"""Comparisons against numpy written out by hand, on small trained networks."""
+
+import numpy as np
+import pytest
+import torch
+
+from bench.compare import Empirical, InfiniteWidth, Rivals, UnavailableError, metrics
+from bench.compare.rivals import agop_laplace, bandwidth
+from bench.train import Trainer
+from bench.trained import Trained, members, seed_of
+from models.cnn import cnn
+from models.mlp import mlp
+from tasks.hypercube import staircase
+from tasks.task import Task
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    tasks = [staircase(d=8, n_train=24, n_test=40, seed=seed_of("data", i)) for i in range(2)]
+    net = mlp(8, 64, 1, 1, b_std=0.4, readout_b_std=0.3)
+    return Trainer(richness=1.0).fit(net, tasks, members(2, 2))
+
+
+def named(scores, name):
+    return next(score for score in scores if score.name == name)
+
+
+def test_metrics_are_their_formulas():
+    p, f, y = torch.randn(3, 50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    P, F, Y = p.numpy(), f.numpy(), y.numpy()
+    assert metrics.r2(p, f) == pytest.approx(1 - ((P - F) ** 2).sum() / ((F - F.mean(0)) ** 2).sum())
+    assert metrics.skill(p, f, y) == pytest.approx(1 - ((P - F) ** 2).sum() / ((Y - F) ** 2).sum())
+    assert metrics.relative_error(p, y) == pytest.approx(((P - Y) ** 2).sum() / (Y**2).sum())
+    assert metrics.error_correlation(p, f, y) == pytest.approx(np.corrcoef((P - Y).ravel(), (F - Y).ravel())[0, 1])
+    assert metrics.agreement(p, f) == pytest.approx((P.argmax(1) == F.argmax(1)).mean())
+    assert metrics.skill(y, f, y) == 0
+
+
+def test_the_after_kernel_is_regression_with_the_final_jacobian(trained):
+    values = []
+    for i in range(len(trained.members)):
+        task = trained.task(i)
+        x = torch.cat([task.x_train, task.x_test]).double()
+        net = trained.net.double()
+        names = list(trained.params)
+        params = [trained.params_T[name][i].double() for name in names]
+
+        def outputs(*values, net=net, names=names, x=x):
+            return torch.func.functional_call(net, dict(zip(names, values, strict=True)), (x,))[:, 0]
+
+        jacobian = torch.cat([J.flatten(1) for J in torch.autograd.functional.jacobian(outputs, tuple(params))], 1)
+        K = (jacobian @ jacobian.T).numpy()
+        n, F = task.n_train, trained.f_T[i, task.n_train :].numpy()
+        p = K[n:, :n] @ np.linalg.solve(K[:n, :n], task.y_train.double().numpy())
+        values.append(1 - ((p - F) ** 2).sum() / ((F - F.mean(0)) ** 2).sum())
+    score = named(Empirical("after")(trained), "after/r2")
+    assert score.value == pytest.approx(np.mean(values), abs=1e-6)  # the jitter is 1e-10 of the diagonal
+    assert score.n_seeds == 4
+    assert named(Empirical("initial")(trained), "initial/r2").value != pytest.approx(np.mean(values), abs=1e-3)
+
+
+def test_ceiling_halves_the_noise_between_two_networks(trained):
+    between = []
+    for i, j in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        n = trained.task(i).n_train
+        F, G = trained.f_T[i, n:].numpy(), trained.f_T[j, n:].numpy()
+        between.append(1 - ((F - G) ** 2).sum() / ((F - F.mean(0)) ** 2).sum())
+    score = named(InfiniteWidth()(trained), "infinite_ntk/r2")
+    assert score.ceiling == pytest.approx(1 - (1 - np.mean(between)) / 2)
+
+
+def test_labels_have_no_skill_and_the_floor_is_the_best_rival(trained):
+    rivals = Rivals()(trained)
+    assert named(rivals, "labels/skill").value == 0
+    best = max(named(rivals, f"{name}/r2").value for name in ("laplace", "agop_laplace", "labels"))
+    assert named(Empirical("after")(trained), "after/r2").floor == pytest.approx(best)
+
+
+def test_one_member_has_neither_error_nor_ceiling(trained):
+    score = named(Empirical("after")(trained.select([0])), "after/r2")
+    assert np.isnan(score.standard_error)
+    assert score.ceiling is None
+
+
+def test_agop_finds_the_one_direction_that_matters():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 12, dtype=torch.float64, generator=generator)
+    y = torch.sin(2 * x[:, :1])
+    error = metrics.relative_error(agop_laplace(x, y[:200]), y[200:])
+    shuffled = y[torch.randperm(300, generator=generator)]
+    assert error < 0.05
+    assert metrics.relative_error(agop_laplace(x, shuffled[:200]), shuffled[200:]) > 0.5
+
+
+def test_bandwidth_is_the_mean_distance_of_pairs():
+    x = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64)
+    assert float(bandwidth(x)) == pytest.approx(2.0)
+
+
+def test_a_convolution_has_no_infinite_width_limit_yet():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 1, 4, 4, generator=generator), torch.randn(12, 1, generator=generator)
+    trained = Trainer(tolerance=1e-2).fit(cnn(1, 8, 1, 1, "relu", "gap"), [Task("images", x[:8], y[:8], x[8:], y[8:])],
+                                          members(1, 1))  # fmt: skip
+    with pytest.raises(UnavailableError, match="Conv2d"):
+        InfiniteWidth()(trained)
+
+
+def test_three_outputs_run_through_every_comparison():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 6, generator=generator), torch.randn(30, 3, generator=generator)
+    task = Task("three", x[:20], y[:20], x[20:], y[20:])
+    trained = Trainer(richness=1.0, tolerance=1e-3).fit(mlp(6, 64, 1, 3), [task], members(1, 2))
+    for comparison in (Empirical("after"), Empirical("initial"), InfiniteWidth(), Rivals()):
+        assert all(np.isfinite(score.value) for score in comparison(trained)), comparison
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(ValueError, match="targets"):
+        Empirical("after", targets=("f_T",))
