@@ -118,12 +118,14 @@ def read_record(folder: Path) -> Record:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         path = folder / "record.json"
         raise ValueError(f"{path} is not a record of schema {SCHEMA}: run its cell again with force=true.")
-    content["scores"] = tuple(_score(score) for score in content["scores"])
+    content["scores"] = tuple(read_score(score) for score in content["scores"])
     arrays = folder / "arrays.npz"
     return Record(**content, arrays=read_npz(arrays) if arrays.exists() else {})
 
 
-def _score(content: Mapping[str, Any]) -> Score:
+def read_score(content: Mapping[str, Any]) -> Score:
+    """The score that ``plain`` made this of."""
+
     def number(value: float | None) -> float:
         return math.nan if value is None else value
 

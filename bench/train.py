@@ -136,7 +136,7 @@ class Trainer:
 
     def _fit(self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member]) -> Trained:
         device, dtype = self.torch_device(), DTYPES[self.dtype]
-        net = self._network(model)
+        net = self.network(model)
         initial = {
             name: torch.stack(tensors).to(device, dtype)
             for name, tensors in _collect([_initialised(net, seed_of("init", m.init)) for m in members]).items()
@@ -157,7 +157,8 @@ class Trainer:
         courses = descend(batch, Rule(self.step, self.tolerance, self.max_steps))
         return self._trained(net, tasks, members, initial, courses, gamma)
 
-    def _network(self, model: nn.Module) -> nn.Module:
+    def network(self, model: nn.Module) -> nn.Module:
+        """The architecture as it is trained: with only its read-out trainable where ``readout_only``."""
         net = copy.deepcopy(model)
         if self.readout_only:
             net.requires_grad_(False)

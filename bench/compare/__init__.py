@@ -2,6 +2,7 @@
 
 from bench.compare.comparison import Comparison, UnavailableError
 from bench.compare.kernels import Empirical, InfiniteWidth
+from bench.compare.motion import Motion, Networks
 from bench.compare.rivals import Rivals
 
-__all__ = ["Comparison", "Empirical", "InfiniteWidth", "Rivals", "UnavailableError"]
+__all__ = ["Comparison", "Empirical", "InfiniteWidth", "Motion", "Networks", "Rivals", "UnavailableError"]

@@ -1,0 +1,122 @@
+"""How far the kernel moved, in size and direction, and how well it is aligned with the target; and the networks alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.compare.comparison import UnavailableError
+from bench.compare.metrics import agreement, clean_labels, network_outputs, relative_error, train_labels
+from bench.compare.predictions import infinite_kernels, other_seeds
+from bench.record import Score, summarise
+from bench.trained import Trained
+
+POINTS = 200
+"""Of a loss curve, log-spaced in steps: enough for a picture."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """``|K_T - K_0| / |K_0|`` and its parts, on the training points; spectra before and after."""
+
+    name: str = "motion"
+    version: int = 1
+
+    def __call__(self, trained: Trained) -> list[Score]:
+        columns: dict[str, list[float]] = {}
+        for i in range(len(trained.members)):
+            K_0, K_T = train_kernel(trained, i, 0), train_kernel(trained, i, -1)
+            y = train_labels(trained, i)
+            row = {
+                "motion": float((K_T - K_0).norm() / K_0.norm()),
+                "distance": float(1 - (K_0 * K_T).sum() / (K_0.norm() * K_T.norm())),
+                "growth": float(K_T.norm() / K_0.norm()),
+                "alignment_initial": alignment(K_0, y),
+                "alignment_after": alignment(K_T, y),
+            }
+            if (limit := self._limit(trained, i)) is not None:
+                row["initial_to_infinite"] = float((K_0 / y.shape[1] - limit).norm() / limit.norm())
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+        data = [member.data for member in trained.members]
+        return [summarise(f"kernel/{name}", values, data) for name, values in columns.items()]
+
+    def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
+        members = range(len(trained.members))
+        return {
+            "spectrum_initial": np.stack([spectrum(train_kernel(trained, i, 0)) for i in members]),
+            "spectrum_after": np.stack([spectrum(train_kernel(trained, i, -1)) for i in members]),
+        }
+
+    def _limit(self, trained: Trained, member: int) -> Tensor | None:
+        try:
+            kernel = infinite_kernels(trained)[trained.members[member].data]["ntk"]
+        except UnavailableError:
+            return None
+        return kernel[: kernel.shape[1]]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The trained networks themselves: their errors, their agreement with other inits, their outputs and curves."""
+
+    name: str = "network"
+    version: int = 1
+
+    def __call__(self, trained: Trained) -> list[Score]:
+        members = range(len(trained.members))
+        outputs, labels = zip(*[(network_outputs(trained, i), clean_labels(trained, i)) for i in members], strict=True)
+        data = [member.data for member in trained.members]
+        pairs = list(zip(outputs, labels, strict=True))
+        scores = [
+            summarise("network/test_error", [relative_error(f, y) for f, y in pairs], data),
+            summarise("network/class_error", [1 - agreement(f, y) for f, y in pairs], data),
+            summarise("network/relative_train_mse", trained.losses.tolist(), data),
+        ]
+        others = other_seeds(trained, "init", 0.0)
+        if np.isfinite(others["network/r2"]).all():
+            scores.append(summarise("network/r2", others["network/r2"], data))
+            scores.append(summarise("after_other_seed/r2", others["after/r2"], data))
+            scores.append(summarise("after_other_seed/skill", others["after/skill"], data))
+        return scores
+
+    def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
+        members = range(len(trained.members))
+        return {
+            "f_test": torch.stack([network_outputs(trained, i) for i in members]).cpu().numpy(),
+            "y_test": torch.stack([task.y_test.to(trained.f_T) for task in trained.tasks]).cpu().numpy(),
+            "member_data": np.array([member.data for member in trained.members]),
+            "member_init": np.array([member.init for member in trained.members]),
+            **_curves(trained),
+        }
+
+
+def train_kernel(trained: Trained, member: int, snapshot: int) -> Tensor:
+    """The trace over outputs of the NTK on the training points, [n, n]."""
+    kernel = trained.ntk[member, snapshot].diagonal(dim1=2, dim2=3).sum(-1)
+    return kernel[: kernel.shape[1]]
+
+
+def alignment(kernel: Tensor, y: Tensor) -> float:
+    """Centred kernel-target alignment, ``<K, Y> / (|K| |Y|)`` with K and ``Y = y y'`` centred (Cortes et al. 2012)."""
+    centred = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
+    target = (y - y.mean(0)) @ (y - y.mean(0)).T
+    return float((centred * target).sum() / (centred.norm() * target.norm()))
+
+
+def spectrum(kernel: Tensor) -> np.ndarray:
+    """Eigenvalues of K / N, the largest first."""
+    return (torch.linalg.eigvalsh(kernel).flip(0) / len(kernel)).cpu().numpy()
+
+
+def _curves(trained: Trained) -> dict[str, np.ndarray]:
+    times, losses = (np.full((len(trained.members), POINTS), np.nan) for _ in range(2))
+    for i, history in enumerate(trained.history):
+        last = len(history.loss) - 1
+        kept = np.unique(np.concatenate([[0], np.geomspace(1, max(last, 1), POINTS - 1).astype(int)])).clip(0, last)
+        time = np.concatenate([[0.0], history.steps.cumsum(0).numpy()])
+        times[i, : len(kept)], losses[i, : len(kept)] = time[kept], history.loss.numpy()[kept]
+    return {"loss_time": times, "loss": losses}

@@ -1,0 +1,199 @@
+"""One cell of the main job: train its members, ask every comparison, leave a Record. What is on disk is not redone."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench import store
+from bench.compare import Comparison, UnavailableError
+from bench.record import Record, Score
+from bench.train import Trainer
+from bench.trained import History, Member, Trained, join, members
+from tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What decides a cell's result, built and checked.
+
+    Attributes:
+        name: the folder below ``runs``, ``<task>-<model>-w<width>-<hash>``; the hash is of task, model and trainer.
+        settings: the plain settings behind it, written as ``config.json``.
+        tasks: one a data draw.
+        card: what the settings alone say of the result card.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    tasks: Sequence[Task]
+    model: nn.Module
+    trainer: Trainer
+    inits: int
+    comparisons: Sequence[Comparison]
+    card: Mapping[str, Any]
+
+    @property
+    def members(self) -> list[Member]:
+        return members(len(self.tasks), self.inits)
+
+
+def run(cell: Cell, folder: Path) -> tuple[Record, dict[str, float]]:
+    """Train what is missing, score what is missing, write the record.
+
+    Returns:
+        the record, and the CPU seconds of "training", "kernels" and "comparisons"; none for a cell that was finished.
+    """
+    config = folder / "config.json"
+    if (folder / "record.json").exists() and config.exists() and store.read_json(config) == store.plain(cell.settings):
+        record = store.read_record(folder)
+        if record.status not in ("failed", "interrupted"):
+            return record, {}
+    (folder / "record.json").unlink(missing_ok=True)
+    store.write_json(config, cell.settings)
+    clock = _Clock()
+    trained = train(cell, folder / "trained")
+    clock.stop("training")
+    scored = trained.select([i for i, status in enumerate(trained.status) if status == "done"])
+    for i in range(len(scored.members)):
+        _ = scored.ntk[i, 0], scored.ntk[i, -1]
+    clock.stop("kernels")
+    record = compare(cell, trained, scored, folder / "scores")
+    clock.stop("comparisons")
+    store.write_record(folder, record)
+    return record, clock.seconds
+
+
+def train(cell: Cell, folder: Path) -> Trained:
+    """All members of the cell: read where their batch is complete on disk, trained where it is not."""
+    known = {member: read for member in cell.members if (read := _read(cell, member, folder)) is not None}
+    # Members that were trained together are kept together: a batch of another size rounds differently.
+    complete = {member for member, (_, batch) in known.items() if all(_find(known, name) for name in batch)}
+    parts = {member: known[member][0] for member in complete}
+    missing = [member for member in cell.members if member not in complete]
+    for batch in cell.trainer.batches(cell.model, cell.tasks, missing) if missing else []:
+        fresh = cell.trainer.fit(cell.model, cell.tasks, batch)
+        for i, member in enumerate(batch):
+            parts[member] = fresh.select([i])
+            _write(parts[member], [other.name for other in batch], folder / f"{member.name}.npz")
+    return join([parts[member] for member in cell.members])
+
+
+def compare(cell: Cell, trained: Trained, scored: Trained, folder: Path) -> Record:
+    """Every comparison on the members that are done; the others are counted and named, never scored."""
+    scores: list[Score] = []
+    unavailable: dict[str, str] = {}
+    arrays: dict[str, np.ndarray] = {}
+    if scored.members:
+        decided = hashlib.sha256(scored.f_T.cpu().numpy().tobytes()).hexdigest()
+        for comparison in cell.comparisons:
+            content, found = _ask(comparison, scored, folder, decided)
+            scores += [store.read_score(score) for score in content["scores"]]
+            arrays |= found
+            if content["unavailable"]:
+                unavailable[comparison.name] = content["unavailable"]
+    status, reason = _status(trained)
+    names = {score.name: score.value for score in scores}
+    r2, r2_self = names.get("after/r2", np.nan), names.get("after@self/r2", np.nan)
+    card = {
+        **cell.card,
+        "t": float(scored.times.mean()) if scored.members else None,
+        "steps": int(np.mean([len(history.steps) for history in trained.history])),
+        "relative_train_mse": float(trained.losses.mean()),
+        "members": len(trained.members),
+        "members_scored": len(scored.members),
+        "unfinished": bool(abs(r2 - r2_self) > 0.2 * (1 - r2)),
+    }
+    return Record(cell.name, status, reason, store.plain(card), tuple(scores), unavailable, arrays)
+
+
+def _ask(
+    comparison: Comparison, trained: Trained, folder: Path, decided: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The comparison's answer, from disk where the same question was asked of the same networks."""
+    path = folder / f"{comparison.name}.json"
+    key = store.settings_hash([store.plain(comparison), decided, [member.name for member in trained.members]])
+    if path.exists():
+        content = store.read_json(path)
+        if content.get("key") == key:
+            arrays = path.with_suffix(".npz")
+            return content, store.read_npz(arrays) if content["arrays"] else {}
+    content = {"key": key, "scores": [], "unavailable": "", "arrays": False}
+    found: dict[str, np.ndarray] = {}
+    try:
+        content["scores"] = [store.plain(score) for score in comparison(trained)]
+        found = comparison.arrays(trained)
+    except UnavailableError as reason:
+        content["unavailable"] = str(reason)
+    content["arrays"] = bool(found)
+    if found:
+        store.write_npz(path.with_suffix(".npz"), found)
+    store.write_json(path, content)
+    return content, found
+
+
+def _status(trained: Trained) -> tuple[str, str]:
+    for status, meaning in (("diverged", "diverged"), ("unconverged", "did not reach trainer.tolerance")):
+        if count := trained.status.count(status):
+            return status, f"{count} of {len(trained.status)} members {meaning} and are not scored."
+    return "done", ""
+
+
+def _write(part: Trained, batch: list[str], path: Path) -> None:
+    history = part.history[0]
+    arrays = {f"params/{name}": value[0].cpu().numpy() for name, value in part.params.items()}
+    arrays |= {"f_T": part.f_T[0].cpu().numpy(), "gamma": np.array(part.gamma[0]), "status": np.array(part.status[0])}
+    arrays |= {name: getattr(history, name).numpy() for name in ("steps", "loss", "snapshot_steps")}
+    store.write_npz(path, {**arrays, "batch": np.array(batch)})
+
+
+def _read(cell: Cell, member: Member, folder: Path) -> tuple[Trained, list[str]] | None:
+    """One member as it was written, and the names of its batch; None where there is none, or it is damaged."""
+    try:
+        arrays = store.read_npz(folder / f"{member.name}.npz")
+    except (FileNotFoundError, ValueError):
+        return None
+    device = cell.trainer.torch_device()
+    f_T = torch.from_numpy(arrays["f_T"]).to(device)[None]
+    prefix = "params/"
+    trained = Trained(
+        net=cell.trainer.network(cell.model),
+        tasks=tuple(cell.tasks),
+        members=(member,),
+        params={
+            name.removeprefix(prefix): torch.from_numpy(value).to(device)[None]
+            for name, value in arrays.items()
+            if name.startswith(prefix)
+        },
+        f_0=torch.zeros_like(f_T),
+        f_T=f_T,
+        gamma=(float(arrays["gamma"]),),
+        history=(History(*(torch.from_numpy(arrays[name]) for name in ("steps", "loss", "snapshot_steps"))),),
+        status=(str(arrays["status"]),),
+    )
+    return replace(trained, settings=store.plain(cell.trainer)), [str(name) for name in arrays["batch"]]
+
+
+def _find(known: Mapping[Member, Any], name: str) -> bool:
+    return any(member.name == name for member in known)
+
+
+class _Clock:
+    """CPU seconds since the last stop, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.process_time()
+
+    def stop(self, name: str) -> None:
+        now = time.process_time()
+        self.seconds[name] = now - self._last
+        self._last = now
