@@ -1,4 +1,4 @@
-"""How far the kernel moved, in size and direction, and how well it is aligned with the target; and the networks alone."""
+"""How far the kernel moved, in size and direction, and its alignment with the target; and the networks alone."""
 
 from __future__ import annotations
 

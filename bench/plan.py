@@ -1,0 +1,205 @@
+"""Every cell of a sweep, composed, built and checked before the first one trains."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from bench import store, tracking
+from bench.compare import Comparison
+from bench.studies.cell import Cell
+from bench.train import Trainer, width_of
+from bench.trained import seed_of
+from tasks.task import Task
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+class PlanError(Exception):
+    """The user's settings are wrong: one sentence that names the field and what it may be."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One cell: its overrides, its composed settings and what they build."""
+
+    overrides: tuple[str, ...]
+    config: DictConfig
+    cell: Cell
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.runs) / self.cell.name
+
+
+def plan(arguments: Sequence[str], multirun: bool = False) -> list[Planned]:
+    """Compose and check every cell that ``python -m bench`` with these overrides would run.
+
+    Raises:
+        PlanError: a cell that cannot run; nothing has been trained.
+    """
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cells = [_planned(overrides) for overrides in _expand(arguments, multirun)]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise PlanError(_sentence(error)) from error
+    _check_folder(Path(cells[0].config.runs))
+    try:
+        tracking.check(str(cells[0].config.tracking.mode))
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    return cells
+
+
+def build(config: DictConfig) -> Cell:
+    """The cell that these settings describe.
+
+    Raises:
+        PlanError: settings out of range, or parts that do not fit together.
+    """
+    for axis in ("data", "init"):
+        count = config.seeds[axis]
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise PlanError(f"seeds.{axis} must be a whole number of at least 1, not {count!r}.")
+    tasks = [_make("task", config.task, Task, seed=seed_of("data", i)) for i in range(config.seeds.data)]
+    trainer = _make("trainer", config.trainer, Trainer)
+    model = _model(config.model, tasks[0])
+    comparisons = [
+        _make(f"compare.{name}", settings, Comparison, _convert_="all") for name, settings in config.compare.items()
+    ]
+    try:
+        trainer.check(model)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    decided = {name: OmegaConf.to_container(config[name], resolve=True) for name in ("task", "model", "trainer")}
+    kind = str(config.model._target_).rpartition(".")[2]
+    width = _width(model)
+    settings = {
+        **decided,
+        "compare": OmegaConf.to_container(config.compare, resolve=True),
+        "seeds": OmegaConf.to_container(config.seeds, resolve=True),
+    }
+    name = f"{tasks[0].name}-{kind}-w{width}-{store.settings_hash(decided)}".replace("/", "_").replace(" ", "_")
+    return Cell(name, settings, tasks, model, trainer, config.seeds.init, comparisons,
+                _card(config, tasks[0], kind, model, trainer, width))  # fmt: skip
+
+
+def _expand(arguments: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
+    """The overrides of every cell; the command line replaces an experiment's swept axes."""
+    plain = [a for a in OverridesParser.create().parse_overrides(list(arguments)) if not a.is_sweep_override()]
+    base = hydra.compose("config", [a.input_line or "" for a in plain], return_hydra_config=True)
+    swept: dict[str, str] = {}
+    if multirun or base.hydra.mode == RunMode.MULTIRUN:
+        swept = {str(key): f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()}
+    elif sweeps := [a for a in arguments if a not in [p.input_line for p in plain]]:
+        raise PlanError(f"{sweeps[0]} lists several values: add -m to run them all.")
+    for argument in OverridesParser.create().parse_overrides(list(arguments)):
+        swept[argument.key_or_group] = argument.input_line or ""
+    cells: list[tuple[str, ...]] = [()]
+    for override in OverridesParser.create().parse_overrides(list(swept.values())):
+        choices = [override.input_line or ""]
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                raise PlanError(f"{override.input_line} is no list of values: write {override.key_or_group}=a,b,c.")
+            choices = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        cells = [(*cell, choice) for cell in cells for choice in choices]
+    return cells
+
+
+def _planned(overrides: tuple[str, ...]) -> Planned:
+    config = hydra.compose("config", list(overrides))
+    try:
+        return Planned(overrides, config, build(config))
+    except PlanError as error:
+        raise PlanError(f"{error} (cell: {' '.join(overrides)})" if overrides else str(error)) from error
+
+
+def _make(field: str, settings: Any, kind: type, **more: Any) -> Any:
+    """Call the ``_target_`` of some settings; the callee's own sentence is the user's."""
+    if not isinstance(settings, DictConfig) or "_target_" not in settings:
+        raise PlanError(f"{field} must name what to make in _target_, as the files in conf/{field} do.")
+    try:
+        made = hydra.utils.instantiate(settings, **more)
+    except (InstantiationException, OSError, ValueError, TypeError) as error:
+        raise PlanError(f"{field}: {_sentence(error)}") from error
+    if not isinstance(made, kind):
+        raise PlanError(f"{field}: {settings._target_} makes a {type(made).__name__}, not a {kind.__name__}.")
+    return made
+
+
+def _model(settings: DictConfig, task: Task) -> nn.Module:
+    """The model for this task: the shapes that its maker asks for by name are the task's."""
+    shape = task.x_shape
+    known: dict[str, Any] = {"in_features": math.prod(shape), "out_features": task.outputs}
+    if len(shape) == 3:
+        known |= {"in_channels": shape[0], "image_size": shape[1]}
+    try:
+        parameters = inspect.signature(hydra.utils.get_object(str(settings._target_))).parameters
+    except Exception as error:  # whatever importing a user's module raises
+        raise PlanError(f"model._target_: {_sentence(error)}") from error
+    if "in_channels" in parameters and len(shape) != 3:
+        raise PlanError(
+            f"model: {settings._target_} needs images, and {task.name} gives inputs of shape {list(shape)}."
+        )
+    wanted = {name: value for name, value in known.items() if name in parameters and name not in settings}
+    model = _make("model", settings, nn.Module, **wanted)
+    with torch.no_grad():
+        try:
+            output = model(task.x_train[:1].float())
+        except RuntimeError as error:
+            raise PlanError(f"model: does not take inputs of shape {list(shape)}: {_sentence(error)}") from error
+    if output.shape != (1, task.outputs):
+        raise PlanError(
+            f"model: gives outputs of shape {list(output.shape)}, and {task.name} needs [1, {task.outputs}]."
+        )
+    return model
+
+
+def _width(model: nn.Module) -> int:
+    try:
+        return width_of(model)
+    except ValueError:  # a linear model has no hidden layer
+        return 0
+
+
+def _card(
+    config: DictConfig, task: Task, kind: str, model: nn.Module, trainer: Trainer, width: int
+) -> Mapping[str, Any]:
+    chosen = {key: config.model.get(key) for key in ("activation", "depth", "readout", "parameterization")}
+    after = config.compare.get("after") or {}
+    return {
+        "task": task.name, "n_train": task.n_train, "n_test": task.n_test, "x_shape": list(task.x_shape),
+        "outputs": task.outputs, "label_noise": task.noise, "model": kind, **chosen, "width": width,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()), "richness": trainer.richness,
+        "gamma": trainer.gamma(model), "base": after.get("base"), "targets": list(after.get("targets", [])),
+        "ridge": after.get("ridge"), "jitter": 1e-10, "tolerance": trainer.tolerance, "step": trainer.step,
+        "optimiser": "full-batch gradient descent", "seeds": {"data": config.seeds.data, "init": config.seeds.init},
+    }  # fmt: skip
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        store.write_text(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise PlanError(f"runs={folder} cannot be written ({error.strerror}): name another folder.") from error
+
+
+def _sentence(error: BaseException) -> str:
+    """The innermost cause, as one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
