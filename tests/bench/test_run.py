@@ -1,0 +1,102 @@
+"""``python -m bench`` from the outside: settings refused before training, results, resumption."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import store
+from bench.plan import CONF, PlanError, plan
+
+SMALL = [
+    "task=staircase", "task.d=8", "task.n_train=24", "task.n_test=40", "model.width=16,24", "trainer.tolerance=1e-2",
+    "seeds.init=2", "tracking=disabled", "-m",
+]  # fmt: skip
+
+
+def bench(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of the runs, timings and environment aside."""
+    kept = [p for p in (folder / "runs").rglob("*") if p.is_file() and p.name not in ("environment.json", ".lock")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept if not path.name.endswith(".tmp")}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("task=stairs", "task"), ("model=transformer", "model"), ("model.width=-3", "width"),
+        ("model.activation=rleu", "activation"), ("task.n_train=100000", "n_train"), ("trainer.richness=-1", "richness"),
+        ("trainer.nope=1", "nope"), ("seeds.init=0", "seeds.init"), ("tracking.mode=cloud", "tracking"),
+        ("runs=/dev/null/x", "runs"), ("model=cnn", "images"), ("model.width=16,32", "-m"),
+        ("compare.after.targets=[f_T]", "targets"), ("trainer.device=tpu", "device"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_sentence_that_names_the_field(override, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PlanError, match=named) as caught:
+        plan([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_last_cell_is_found_before_the_first_trains(tmp_path):
+    done = bench([*SMALL[:4], "model.width=16,-1", *SMALL[5:]], tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("runs/*/trained"))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_composes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name == "cnn" and "WIDEBENCH_DATA" not in os.environ:
+        pytest.skip("needs images: set WIDEBENCH_DATA to a data folder")
+    assert len(plan([f"experiment={name}"])) == {"after_kernel": 27, "width": 10, "cnn": 4, "quick": 3}[name]
+
+
+def test_the_command_line_replaces_a_swept_axis(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(plan(["experiment=after_kernel", "model.width=8"])) == 9
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    assert bench(SMALL, whole).returncode == 0
+    moments = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench", *SMALL], cwd=killed, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(moments.uniform(2.0, 9.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert bench(SMALL, killed).returncode == 0
+    assert contents(killed) == contents(whole)
+
+
+@pytest.mark.slow
+def test_a_second_run_trains_nothing_and_more_seeds_train_only_those(tmp_path):
+    assert bench(SMALL, tmp_path).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*.npz")}
+    assert before
+    assert bench(SMALL, tmp_path).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert bench([*SMALL[:-3], "seeds.init=3", *SMALL[-2:]], tmp_path).returncode == 0
+    trained = [path for path in before if path.parent.name == "trained"]
+    assert all(path.stat().st_mtime_ns == before[path] for path in trained)
+    records = [store.read_record(path.parent) for path in tmp_path.glob("runs/*/record.json")]
+    assert [record.card["members_scored"] for record in records] == [6, 6]
