@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     several = len(cells) > 1
     if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in arguments):
-        arguments.append("hydra/launcher=joblib")
+        arguments.insert(0, "hydra/launcher=joblib")
     _hydra(arguments)
     records = [_read(planned) for planned in cells]
     print(table(records))

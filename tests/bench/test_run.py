@@ -35,7 +35,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("override", "named"),
     [
         ("task=stairs", "task"), ("model=transformer", "model"), ("model.width=-3", "width"),
-        ("model.activation=rleu", "activation"), ("task.n_train=100000", "n_train"), ("trainer.richness=-1", "richness"),
+        ("model.activation=rleu", "activation"), ("task.n_train=100000", "n_train"),
+        ("trainer.richness=-1", "rich"),
         ("trainer.nope=1", "nope"), ("seeds.init=0", "seeds.init"), ("tracking.mode=cloud", "tracking"),
         ("runs=/dev/null/x", "runs"), ("model=cnn", "images"), ("model.width=16,32", "-m"),
         ("compare.after.targets=[f_T]", "targets"), ("trainer.device=tpu", "device"),
