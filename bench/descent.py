@@ -18,8 +18,9 @@ LAMBDA_ROWS = 512
 """Points times outputs at most, so that ten classes do not make a step size expensive."""
 LONGEST_INTERVAL = 25
 """Steps between two refreshes of lambda_max where it hardly changes; a rich kernel grows 100x in fewer."""
-ROUNDING = 1e-5
-"""A relative rise of the loss up to this is float32 rounding, not a step too long."""
+RISE = 0.1
+"""The loss may lie this much above its lowest, relatively, before a step is taken back: a ReLU network that settles on
+a kink rises a little at any step size, and one that is stepping too far rises by far more."""
 SMALLEST_SHRINK = 2.0**-20
 
 
@@ -72,6 +73,7 @@ class Course:
     steps: list[float] = field(default_factory=list)
     snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     status: str = "unconverged"
+    lowest: float = math.inf
     time: float = 0.0
     lambda_max: float = math.nan
     shrink: float = 1.0
@@ -91,7 +93,7 @@ def descend(batch: Batch, rule: Rule) -> list[Course]:
     """Train every member to the rule's relative train MSE; members that are finished leave the batch.
 
     A step is ``theta <- theta - eta gamma^2 grad L`` with ``L = 1/(2N) sum r^2`` and ``eta = c / lambda_max(K_t / N)``;
-    one after which the loss is higher, or not finite, is taken back and halved.
+    one after which the loss is clearly higher, or not finite, is taken back and halved.
 
     Returns:
         a course a member, in the order of the batch.
@@ -144,6 +146,7 @@ class _Descent:
         for row, (member, course) in enumerate(zip(active, courses, strict=True)):
             if course.new_point:
                 course.losses.append(losses[row])
+                course.lowest = min(course.lowest, losses[row])
                 course.new_point = False
                 self.snapshot(row, course, last=self.is_finished(course))
             if self.is_finished(course):
@@ -238,7 +241,7 @@ def lambda_max(batch: Batch) -> Tensor:
 def _is_worse(course: Course, loss: float) -> bool:
     if not (math.isfinite(loss) and _usable(course.lambda_max)):
         return True
-    return course.new_point and bool(course.losses) and loss > course.losses[-1] * (1 + ROUNDING)
+    return course.new_point and bool(course.losses) and loss > course.lowest * (1 + RISE)
 
 
 def _usable(lambda_max: float) -> bool:
