@@ -2,7 +2,12 @@
 
 from bench.compare.comparison import Comparison, UnavailableError
 from bench.compare.kernels import Empirical, InfiniteWidth
+from bench.compare.linear import Features, Linearised
 from bench.compare.motion import Motion, Networks
 from bench.compare.rivals import Rivals
+from bench.compare.trajectory import Trajectory
 
-__all__ = ["Comparison", "Empirical", "InfiniteWidth", "Motion", "Networks", "Rivals", "UnavailableError"]
+__all__ = [
+    "Comparison", "Empirical", "Features", "InfiniteWidth", "Linearised", "Motion", "Networks", "Rivals", "Trajectory",
+    "UnavailableError",
+]  # fmt: skip

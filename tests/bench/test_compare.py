@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.compare import Empirical, InfiniteWidth, Rivals, UnavailableError, metrics
+from bench.compare import Empirical, Features, InfiniteWidth, Linearised, Rivals, Trajectory, UnavailableError, metrics
+from bench.compare.linear import conjugate_kernel
 from bench.compare.rivals import agop_laplace, bandwidth
+from bench.ntk import empirical_ntk
 from bench.train import Trainer
 from bench.trained import Trained, members, seed_of
 from models.cnn import cnn
@@ -120,3 +122,32 @@ def test_three_outputs_run_through_every_comparison():
 def test_an_unknown_target_is_refused():
     with pytest.raises(ValueError, match="targets"):
         Empirical("after", targets=("f_T",))
+
+
+def test_linearised_is_gradient_descent_on_the_linear_model(trained):
+    task, history = trained.task(0), trained.history[0]
+    K = trained.ntk[0, 0][:, :, 0, 0].numpy()
+    n, y = task.n_train, task.y_train.double().numpy()
+    f = np.zeros((len(K), 1))
+    for step in history.steps.tolist():
+        f = f - step / n * K @ (f[:n] - y)
+    np.testing.assert_allclose(Linearised().prediction(trained, 0).numpy(), f[n:], atol=1e-9)
+
+
+def test_the_conjugate_kernel_is_the_readouts_share_of_the_after_kernel(trained):
+    task = trained.task(0)
+    x = torch.cat([task.x_train, task.x_test]).double()
+    params = {name: value[:1].double() for name, value in trained.params_T.items()}
+    shares = empirical_ntk(trained.net, x, x[: task.n_train], by_layer=True, params=params)
+    readout = list(shares.values())[-1][0, :, :, 0, 0]
+    torch.testing.assert_close(conjugate_kernel(trained, 0), readout, rtol=1e-9, atol=1e-12)
+    assert named(Features()(trained), "features/r2").n_seeds == 4
+
+
+def test_the_trajectory_ends_where_the_after_kernel_is(trained):
+    arrays = Trajectory().arrays(trained)
+    after = named(Empirical("after")(trained), "after/r2")
+    np.testing.assert_allclose(arrays["snapshot_r2"][:, -1], after.per_member, rtol=1e-12)
+    np.testing.assert_allclose(arrays["snapshot_motion"][:, 0], 0)
+    np.testing.assert_allclose(arrays["snapshot_network_test_error"][:, 0], 1)  # f_0 = 0
+    assert (np.diff(arrays["snapshot_time"]) >= 0).all()

@@ -1,0 +1,59 @@
+"""While it trains: how well regression with the kernel of that moment, K_t, matches the network at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from bench.compare.metrics import clean_labels, network_outputs, r2, relative_error, skill, train_labels
+from bench.compare.motion import alignment
+from bench.compare.predictions import regress
+from bench.record import Score
+from bench.train import change
+from bench.trained import Trained
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """R2, skill and test error of K_t's regression at every snapshot, the kernel's way, and the network's own error."""
+
+    name: str = "trajectory"
+    version: int = 1
+
+    def __call__(self, trained: Trained) -> list[Score]:
+        return []
+
+    def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
+        members = range(len(trained.members))
+        rows = [[_moment(trained, i, s) for s in range(trained.snapshots)] for i in members]
+        arrays = {
+            f"snapshot_{name}": np.array([[moment[name] for moment in row] for row in rows]) for name in rows[0][0]
+        }
+        arrays["snapshot_time"] = np.stack([history.snapshot_times.numpy() for history in trained.history])
+        arrays["snapshot_loss"] = np.stack([history.snapshot_loss.numpy() for history in trained.history])
+        return arrays
+
+
+def _moment(trained: Trained, member: int, snapshot: int) -> dict[str, float]:
+    task = trained.task(member)
+    kernel, start = trained.ntk[member, snapshot], _train_rows(trained.ntk[member, 0])
+    now = _train_rows(kernel)
+    prediction = regress(trained, member, kernel[:, :, 0, 0] if kernel.shape[2] == 1 else kernel, "y", "init", 0.0)
+    network, y = network_outputs(trained, member), clean_labels(trained, member)
+    params = {name: value[member] for name, value in trained.params.items()}
+    then = change(trained.net, params, task, snapshot)[task.n_train :] / trained.gamma[member]
+    return {
+        "r2": r2(prediction, network),
+        "skill": skill(prediction, network, y),
+        "test_error": relative_error(prediction, y),
+        "motion": float((now - start).norm() / start.norm()),
+        "distance": float(1 - (now * start).sum() / (now.norm() * start.norm())),
+        "alignment": alignment(now.diagonal(dim1=2, dim2=3).sum(-1), train_labels(trained, member)),
+        "network_test_error": relative_error(then, y),
+    }
+
+
+def _train_rows(kernel: Tensor) -> Tensor:
+    return kernel[: kernel.shape[1]]
