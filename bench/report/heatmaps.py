@@ -1,0 +1,167 @@
+"""Width against richness: where each theory holds, how far the kernel moved, and the line from lazy to rich."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.record import Score
+from bench.report.figures import bare, fixed_ticks, new_figure, symmetric
+from bench.report.formats import ABSENT, error_of, number
+from bench.report.formats import bare as bare_number
+from bench.report.studies import Study, richness_label, richness_order, width_label, width_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# score -> title, colour map, scale
+PANELS = {
+    "after/skill": ("skill: after kernel", "RdBu", "skill"),
+    "initial/skill": ("skill: initial kernel", "RdBu", "skill"),
+    "infinite_ntk/skill": ("skill: lazy theory", "RdBu", "skill"),
+    "kernel/motion": ("kernel motion", "cividis", "log"),
+    "network/test_error": ("test error of the networks", "cividis_r", "log"),
+}
+_CELL = 0.62  # inches
+_PAGE = 13.5
+
+
+def grid(study: Study, name: str) -> list[list[Score | None]]:
+    """The score of every width (rows, ascending) and richness (columns, "ntk" first)."""
+    table: list[list[Score | None]] = [[None] * len(study.richnesses) for _ in study.widths]
+    columns = [richness_label(richness) for richness in study.richnesses]
+    for record in study.records:
+        score = record.score(name)
+        if math.isfinite(width_of(record)) and score is not None and math.isfinite(score.value):
+            column = columns.index(richness_label(record.card.get("richness")))
+            table[study.widths.index(width_of(record))][column] = score
+    return table
+
+
+def transitions(richness: Sequence[float], motion: Sequence[float], level: float = 1.0) -> list[float]:
+    """The richness at which the kernel motion crosses ``level``, interpolated in logarithms; empty if it does not."""
+    pairs = sorted((r, m) for r, m in zip(richness, motion, strict=True) if r > 0 and m > 0)
+    found = []
+    for (r1, m1), (r2, m2) in itertools.pairwise(pairs):
+        before, after = math.log(m1 / level), math.log(m2 / level)
+        if (before < 0) != (after < 0):
+            found.append(math.exp(math.log(r1) + math.log(r2 / r1) * before / (before - after)))
+    return found
+
+
+def transition_table(study: Study) -> list[tuple[float, list[float]]]:
+    """A width and the richness values at which its kernel motion crosses 1; "ntk" is 1/sqrt(width)."""
+    table = []
+    for width, row in zip(study.widths, grid(study, "kernel/motion"), strict=True):
+        points = [
+            (width**-0.5 if richness == "ntk" else float(richness), score.value)
+            for richness, score in zip(study.richnesses, row, strict=True)
+            if score is not None and richness_order(richness)[0] < 2
+        ]
+        if found := transitions([r for r, _ in points], [m for _, m in points]):
+            table.append((width, found))
+    return table
+
+
+def draw(study: Study) -> Figure | None:
+    """The five maps of a study in one figure; None where it has no width, or none of these scores."""
+    names = [name for name in PANELS if any(s is not None for row in grid(study, name) for s in row)]
+    if not names or not study.widths:
+        return None
+    wide, tall = _CELL * len(study.richnesses), 0.5 * len(study.widths)
+    columns = max(1, min(len(names), int((_PAGE - 0.5) // (wide + 0.3))))
+    lines = math.ceil(len(names) / columns)
+    width, height = 0.65 + columns * (wide + 0.3), lines * (tall + 0.72)
+    width = max(width, 3.0)
+    figure = new_figure(width, height)
+    for i, name in enumerate(names):
+        left, top = 0.6 + (i % columns) * (wide + 0.3), height - (i // columns) * (tall + 0.72) - 0.3
+        axes = figure.add_axes((left / width, (top - tall) / height, wide / width, tall / height))
+        _map(axes, study, name, labelled=i % columns == 0)
+    return figure
+
+
+def _map(axes: Axes, study: Study, name: str, labelled: bool) -> None:
+    from matplotlib import colormaps
+
+    title, colours, scale = PANELS[name]
+    table = grid(study, name)
+    shown = _scaled(table, scale)
+    low, high = (-1.0, 1.0) if scale == "skill" else _limits(shown)
+    colour_map = colormaps[colours]
+    axes.pcolormesh(
+        np.ma.masked_invalid(shown), cmap=colour_map, vmin=low, vmax=high, edgecolors="white", linewidth=1.5
+    )
+    for row, scores in enumerate(table):
+        for column, score in enumerate(scores):
+            part = (shown[row, column] - low) / (high - low)
+            _write(axes, row, column, score, colour_map(part if math.isfinite(part) else 0.5))
+    bare(axes)
+    axes.set_title(title, loc="left", pad=3)
+    fixed_ticks(axes.xaxis, np.arange(len(study.richnesses)) + 0.5, [richness_label(r) for r in study.richnesses])
+    fixed_ticks(
+        axes.yaxis, np.arange(len(study.widths)) + 0.5, [width_label(w) for w in study.widths] * labelled or None
+    )
+    axes.set_xlabel("richness", labelpad=1)
+    if labelled:
+        axes.set_ylabel("width", labelpad=1)
+    _lazy_to_rich(axes, _scaled(grid(study, "kernel/motion"), "log"))
+
+
+def is_crossed(study: Study) -> bool:
+    """Whether some of its cells are lazy (kernel motion below 1) and some rich."""
+    return _crosses(_scaled(grid(study, "kernel/motion"), "log"))
+
+
+def _crosses(log_motion: np.ndarray) -> bool:
+    finite = log_motion[np.isfinite(log_motion)]
+    return bool(finite.size and finite.min() < 0 < finite.max())
+
+
+def _scaled(table: list[list[Score | None]], scale: str) -> np.ndarray:
+    values = np.array([[math.nan if score is None else score.value for score in row] for row in table])
+    if scale == "skill":
+        return symmetric(values)
+    return np.log10(np.where(values > 0, values, math.nan))
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    return (low, high) if high - low > 0.1 else (low - 0.5, high + 0.5)
+
+
+def _write(axes: Axes, row: int, column: int, score: Score | None, colour: Any) -> None:
+    if score is None:
+        axes.text(column + 0.5, row + 0.5, ABSENT, ha="center", va="center", color="#888888")
+        return
+    red, green, blue = colour[:3]
+    text = bare_number(number(score.value, score.standard_error))
+    if math.isfinite(score.standard_error):
+        text += "\n±" + bare_number(error_of(score))
+    dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, linespacing=1.1,
+              color="white" if dark else "black")  # fmt: skip
+
+
+def _lazy_to_rich(axes: Axes, log_motion: np.ndarray) -> None:
+    """Where the motion is 1: linear in its logarithm between neighbouring cells, which are a factor apart."""
+    if not _crosses(log_motion):
+        return
+    if min(log_motion.shape) > 1:
+        rows, columns = (np.arange(size) + 0.5 for size in log_motion.shape)
+        axes.contour(columns, rows, np.ma.masked_invalid(log_motion), levels=[0.0], colors="black", linewidths=1.6,
+                     linestyles="dashed")  # fmt: skip
+        return
+    values = log_motion.ravel()
+    for i, (a, b) in enumerate(itertools.pairwise(values)):
+        if (a < 0) != (b < 0) and math.isfinite(a + b):
+            line = axes.axvline if log_motion.shape[0] == 1 else axes.axhline
+            line(i + 0.5 + a / (a - b), color="black", linewidth=1.6, linestyle="dashed")

@@ -1,0 +1,47 @@
+"""From a folder of runs to the files of the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.record import Record
+from bench.report.collect import Collected, collect
+from bench.report.render import report_page
+from bench.report.tables import main_csv, main_tex, scores_csv
+from bench.store import write_text
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was read, and the files that were written."""
+
+    collected: Collected
+    files: tuple[Path, ...]
+
+
+def write_report(runs: Path, out: Path) -> Report:
+    """Read every run below ``runs``; write ``report.html``, ``main.csv``, ``scores.csv`` and ``main.tex`` to ``out``.
+
+    The same runs give the same bytes.
+
+    Raises:
+        ValueError: ``runs`` is no folder, or holds no run.
+        OSError: ``out`` cannot be written.
+    """
+    collected = collect(runs)
+    records = collected.records
+    contents = {
+        "report.html": report_page(collected),
+        "main.csv": main_csv(records),
+        "scores.csv": scores_csv(records),
+        "main.tex": main_tex(records),
+    }
+    for name, text in contents.items():
+        write_text(out / name, text)
+    return Report(collected, tuple(out / name for name in contents))
+
+
+def write_record_page(record: Record, out_file: Path) -> None:
+    """The same page for one record, of the main job or of anybody's checkpoints."""
+    write_text(out_file, report_page(Collected((record,)), title=record.name))
