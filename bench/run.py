@@ -114,8 +114,8 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
         seconds["tracking"] = time.process_time() - begun
     finally:
         with contextlib.suppress(OSError):
-            progress.clear(folder)
             store.write_json(folder / progress.DONE, _environment(cell, seconds, time.perf_counter() - started))
+            progress.clear(folder)
 
 
 def _clear(folder: Path) -> None:
