@@ -132,16 +132,31 @@ def _read(planned: Planned) -> Record:
 
 
 def _split(cells: Sequence[Planned], own: dict[str, float], wall: float) -> str:
-    """CPU seconds by kind of work: of the cells, whenever they ran, and of this command itself."""
-    total: dict[str, float] = {}
+    """CPU seconds by kind of work: of the cells, whenever they ran, and of this command itself.
+
+    "start-up" is what their processes did besides: imports, and Hydra composing the settings.
+    """
+    split: dict[str, float] = {}
+    processes = {_process(): time.process_time()}
     for planned in cells:
         path = planned.folder / progress.DONE
-        for name, seconds in (store.read_json(path)["split"] if path.exists() else {}).items():
-            total[name] = total.get(name, 0.0) + seconds
-    total |= own
-    science = total.get("training", 0.0) + total.get("kernels", 0.0)
-    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in total.items())
-    return f"CPU seconds: {parts}; training and kernels {science / sum(total.values()):.0%}. Wall time: {wall:.0f} s."
+        if not path.exists():
+            continue
+        environment = store.read_json(path)
+        for name, seconds in environment["split"].items():
+            split[name] = split.get(name, 0.0) + seconds
+        process = environment["process"]
+        processes[process] = max(processes.get(process, 0.0), environment["process_seconds"])
+    split |= own
+    total = sum(processes.values())
+    split["start-up"] = total - sum(split.values())
+    science = split.get("training", 0.0) + split.get("kernels", 0.0)
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in split.items())
+    return f"CPU seconds: {total:.0f} ({parts}); training and kernels {science / total:.0%}. Wall time: {wall:.0f} s."
+
+
+def _process() -> str:
+    return f"{platform.node()}:{os.getpid()}"
 
 
 def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict[str, Any]:
@@ -161,6 +176,8 @@ def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict
         "wall_seconds": wall,
         "cpu_seconds": sum(split.values()),
         "split": split,
+        "process": _process(),
+        "process_seconds": time.process_time(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
         "flops_per_step": _flops_per_step(cell),

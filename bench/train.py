@@ -190,7 +190,9 @@ class Trainer:
             params.append({name: torch.stack(values) for name, values in snapshots.items()})
             losses, steps = (torch.tensor(v, dtype=torch.float64) for v in (course.losses, course.steps))
             history.append(History(steps, losses, torch.tensor(taken)))
-            f_T.append(change(net, params[-1], tasks[member.data], -1) / gamma[i])
+            ends = {name: value[[0, -1]] for name, value in params[-1].items()}
+            task = tasks[member.data]
+            f_T.append(change(net, ends, torch.cat([task.x_train, task.x_test]))[1] / gamma[i])
         outputs = torch.stack(f_T)
         return Trained(
             net=net,
@@ -216,21 +218,21 @@ def part_of(progress: Callable[[float], None] | None, done: int, count: int, tot
     return report
 
 
-def change(net: nn.Module, params: dict[str, Tensor], task: Task, snapshot: int) -> Tensor:
-    """z at a snapshot minus z at the first, on train rows, then test rows, [n_train + n_test, c], in float64.
+def change(net: nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
+    """z at every snapshot minus z at the first, [S, n, c], in float64.
 
     Args:
         params: one member's, each [S, ...].
+        x: [n, *shape].
     """
-    device = next(iter(params.values())).device
-    x = torch.cat([task.x_train, task.x_test]).to(device, torch.float64)
-
     double = copy.deepcopy(net).double()  # its buffers, too
-
-    def z(index: int) -> Tensor:
-        return functional_call(double, {name: value[index].double() for name, value in params.items()}, (x,)).detach()
-
-    return z(snapshot) - z(0)
+    first = next(iter(params.values()))
+    x = x.to(first.device, torch.float64)
+    z = [
+        functional_call(double, {name: value[snapshot].double() for name, value in params.items()}, (x,)).detach()
+        for snapshot in range(len(first))
+    ]
+    return torch.stack(z) - z[0]
 
 
 def weight_layers(net: nn.Module) -> list[nn.Module]:
