@@ -172,7 +172,7 @@ def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if cuda else str(device),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "wall_seconds": wall,
         "cpu_seconds": sum(split.values()),
         "split": split,
@@ -182,6 +182,13 @@ def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
         "flops_per_step": _flops_per_step(cell),
     }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        names = (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        return next(names).partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _flops_per_step(cell: study.Cell) -> int:

@@ -102,7 +102,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Raises: ValueError (one sentence) where the file is truncated or no ``.npz``."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError) as error:
         if isinstance(error, FileNotFoundError):

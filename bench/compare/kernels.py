@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from bench.compare.predictions import (
     specific_ceilings,
 )
 from bench.compare.rivals import floors
+from bench.predict import BASES
 from bench.record import Score
 from bench.trained import Trained
 
@@ -44,7 +46,7 @@ class Empirical:
     def __post_init__(self) -> None:
         if self.name not in ("after", "initial"):
             raise ValueError(f"compare.{self.name}: an empirical kernel is 'after' or 'initial'.")
-        check_targets(self.name, self.targets)
+        check_settings(self.name, self.targets, self.base, self.ridge)
 
     def predictions(self, trained: Trained, target: Target, form: Form = "full") -> tuple[Tensor, ...]:
         snapshot = -1 if self.name == "after" else 0
@@ -80,7 +82,7 @@ class InfiniteWidth:
     version: int = 1
 
     def __post_init__(self) -> None:
-        check_targets(self.name, self.targets)
+        check_settings(self.name, self.targets, self.base, self.ridge)
 
     def predictions(self, trained: Trained, kind: str, target: Target) -> list[Tensor]:
         kernels = infinite_kernels(trained)
@@ -114,6 +116,13 @@ def labelled(name: str, target: Target) -> str:
     return name if target == "y" else f"{name}@{target}"
 
 
-def check_targets(name: str, targets: tuple[Target, ...]) -> None:
+def check_settings(name: str, targets: tuple[Target, ...], base: str, ridge: float) -> None:
     if not targets or any(target not in ("y", "self") for target in targets):
         raise ValueError(f"compare.{name}.targets must be some of y, self, not {list(targets)}.")
+    if base not in BASES:
+        raise ValueError(
+            f"compare.{name}.base must be init or zero, not {base!r}: with the trained network as base any kernel "
+            "matches it."
+        )
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"compare.{name}.ridge must be a number of at least 0, not {ridge}.")

@@ -39,7 +39,10 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("trainer.richness=-1", "rich"),
         ("trainer.nope=1", "nope"), ("seeds.init=0", "seeds.init"), ("tracking.mode=cloud", "tracking"),
         ("runs=/dev/null/x", "runs"), ("model=cnn", "images"), ("model.width=16,32", "-m"),
-        ("compare.after.targets=[f_T]", "targets"), ("trainer.device=tpu", "device"),
+        ("compare.after.targets=[f_T]", "targets"), ("compare.after.base=f_T", "any kernel matches"),
+        ("compare.infinite.ridge=-1", "ridge"), ("seeds.data=many", "seeds.data"), ("report=/dev/null/x", "report"),
+        ("force=perhaps", "force"), ("+speed=fast", "speed"), ("trainer.device=cuda:7", "device"),
+        ("trainer.device=tpu", "device"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_sentence_that_names_the_field(override, named, tmp_path, monkeypatch):
