@@ -61,10 +61,10 @@ def test_a_bad_last_cell_is_found_before_the_first_trains(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
-def test_every_experiment_composes(name, tmp_path, monkeypatch):
+def test_every_experiment_composes(name, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
-    if name == "cnn" and "WIDEBENCH_DATA" not in os.environ:
-        pytest.skip("needs images: set WIDEBENCH_DATA to a data folder")
+    if name == "cnn":
+        monkeypatch.setenv("WIDEBENCH_DATA", str(request.getfixturevalue("data_folder")))
     assert len(plan([f"experiment={name}"])) == {"after_kernel": 27, "width": 10, "cnn": 4, "quick": 3}[name]
 
 
