@@ -12,7 +12,27 @@ from bench.report import markup
 from bench.report.formats import measured, number
 from bench.report.studies import cell_label
 from bench.report.tables import CARD
+from bench.report.verdicts import cell_sentence
 from bench.store import plain
+
+MEANINGS = {
+    "n_train": "N, training points",
+    "label_noise": "variance, on the training labels only",
+    "gamma": "output scale: the network is (z - z_0)/gamma; kernels are of z",
+    "base": "where the regressions start: the network's own outputs at init, or zero",
+    "targets": "what the regressions are fitted to: y, the training labels; self, the network's outputs on them",
+    "ridge": "added to the kernel of the regressions",
+    "jitter": "of the solves, in units of the kernel's mean diagonal",
+    "tolerance": "relative train MSE, |f - y|²/|y|², at which a network is finished",
+    "step": "in units of 1/(largest eigenvalue of K_t/N)",
+    "t": "time, the sum of the steps; mean over the networks",
+    "steps": "mean over the networks",
+    "relative_train_mse": "reached, mean over the networks",
+    "seeds": "nested: errors count the inits within the data draws",
+    "members_scored": "networks that reached the tolerance",
+    "members": "networks that were trained",
+    "unfinished": "whether regressions on y and on the network's own outputs still differ",
+}
 
 
 def cards(records: Iterable[Record], environments: Mapping[str, Mapping[str, Any]]) -> str:
@@ -32,7 +52,9 @@ def split_of_time(environment: Mapping[str, Any]) -> str:
 
 def _card(record: Record, environment: Mapping[str, Any]) -> str:
     ordered = [key for key in CARD if key in record.card] + sorted(set(record.card) - set(CARD))
-    body = markup.pairs({key: _written(record.card[key]) for key in ordered}) if ordered else ""
+    lines = [(escape(key), escape(_written(record.card[key])), escape(MEANINGS.get(key, ""))) for key in ordered]
+    body = markup.paragraph(cell_sentence(record))
+    body += markup.table(("", "", ""), lines, text=(0,), long=(1, 2)) if ordered else ""
     if record.scores:
         rows = [(escape(s.name), measured(s), number(s.ceiling), number(s.floor)) for s in record.scores]
         body += markup.table(("score", "value", "ceiling", "floor"), rows, text=(0,))

@@ -51,7 +51,8 @@ class Collected:
             named = ", ".join(sha[:10] for sha in shas)
             sentences.append(f"These runs mix {len(shas)} git commits ({named}): numbers may differ for that reason.")
         if dirty:
-            sentences.append(f"{len(dirty)} runs come from a working tree with changes not committed, e.g. {dirty[0]}.")
+            some = f"{len(dirty)} of {len(self.environments)} runs, e.g. {dirty[0]}"
+            sentences.append(f"Made from a working tree with changes that were not committed: {some}.")
         return sentences
 
 

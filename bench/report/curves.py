@@ -60,7 +60,7 @@ def _figure(cells: Sequence[Record], low: float, high: float) -> Figure:
     panel_ticks(
         axes[3], len(cells), [(high - e) / (high - low) for e in exponents], [power_of_ten(e) for e in exponents]
     )
-    axes[3].set_xlabel("relative train loss: training goes to the right", labelpad=2)
+    axes[3].set_xlabel("relative train loss: training goes to the right", labelpad=2, loc="left")
     return figure
 
 

@@ -34,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "widebench",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib; a page falls back to the reader's own
     "font.size": 8,
     "axes.edgecolor": "#999999",
     "axes.linewidth": 0.6,
@@ -46,6 +47,7 @@ STYLE: dict[Any, Any] = {
     "axes.unicode_minus": False,
 }
 SKILL_TICKS = (1.0, 0.5, 0.0, -1.0, -9.0)
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -70,7 +72,10 @@ def svg(figure: Figure) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return re.sub(r"\n\s*", "\n", text)
+    text = re.sub(r"\n\s*", "\n", text)
+    text = re.sub(r' transform="rotate\(-?0 [^"]*"', "", text)
+    # A hundredth of a point is finer than any screen.
+    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", path[0]), text)
 
 
 def symmetric(skill: float | np.ndarray) -> np.ndarray:
@@ -110,11 +115,11 @@ def decades(low: float, high: float, most: int = 4) -> list[int]:
     """Exponents of ten between two exponents, at most ``most``; never empty for a range that holds one."""
     first, last = math.ceil(low - 1e-9), math.floor(high + 1e-9)
     step = max(1, math.ceil((last - first + 1) / most))
-    return list(range(first, last + 1, step))
+    return list(range(last, first - 1, -step))[::-1]
 
 
 def power_of_ten(exponent: int) -> str:
-    return "1" if exponent == 0 else "10" if exponent == 1 else f"1e{exponent}"
+    return "1" if exponent == 0 else "10" if exponent == 1 else "10" + str(exponent).translate(_SUPERSCRIPT)
 
 
 def log_axis(axis: Any, low: float, high: float) -> None:

@@ -8,22 +8,23 @@ from typing import Any
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 2em auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1300px; margin: 2em auto;
   padding: 0 1.5em; }
 h1 { font-size: 1.7em; margin-bottom: .2em; }
 h2 { font-size: 1.3em; margin-top: 2.2em; border-bottom: 1px solid #ddd; padding-bottom: .2em; }
 h3 { font-size: 1.05em; margin: 1.6em 0 .4em; }
 nav { background: #f6f6f4; padding: .6em 1em; border-radius: 6px; }
-nav a { margin-right: 1.2em; white-space: nowrap; }
+nav { display: flex; flex-wrap: wrap; gap: .1em 1.4em; }
+nav a { white-space: nowrap; }
 a { color: #0b5394; }
 p, li { max-width: 60em; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; margin: .6em 0; }
-th, td { padding: .22em .6em; text-align: right; border-bottom: 1px solid #e6e6e3; vertical-align: top;
+table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; margin: .6em 0; }
+th, td { padding: .22em .45em; text-align: right; border-bottom: 1px solid #e6e6e3; vertical-align: top;
   white-space: nowrap; }
 th { border-bottom: 1px solid #888; font-weight: 600; vertical-align: bottom; }
 td.text, th.text { text-align: left; }
-td.long { white-space: normal; text-align: left; }
+td.long { white-space: normal; text-align: left; min-width: 9em; }
 tr.first td { border-top: 1px solid #888; }
 small { color: #666; }
 svg { max-width: 100%; height: auto; display: block; margin: .3em 0 .8em; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,10 @@ def draw(shown: list[Study]) -> Figure:
     """A panel a study, with a legend of predictors (colours) and widths (lines)."""
     columns = min(_COLUMNS, len(shown))
     lines = math.ceil(len(shown) / columns)
-    width, height = max(5.2, 0.6 + 3.1 * columns), 0.75 + 2.7 * lines
+    width, height = max(5.2, 0.6 + 3.1 * columns), 0.9 + 2.7 * lines
     figure = new_figure(width, height)
     axes = figure.subplots(lines, columns, squeeze=False, sharey=False)
-    figure.subplots_adjust(left=0.6 / width, right=1 - 0.12 / width, bottom=0.85 / height, top=1 - 0.3 / height,
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.12 / width, bottom=0.85 / height, top=1 - 0.45 / height,
                            wspace=0.16, hspace=0.4)  # fmt: skip
     widths = sorted({width for study in shown for width in study.widths})
     for i, panel in enumerate(axes.flat):
@@ -85,14 +86,19 @@ def _panel(axes: Axes, study: Study, widths: list[float], first: bool) -> None:
     columns = [richness_label(richness) for richness in study.richnesses]
     axes.set_xlim(-0.4, len(columns) - 0.6)
     fixed_ticks(axes.xaxis, range(len(columns)), columns)
-    axes.set_title(study.title, loc="left")
+    axes.set_title(_title(study), loc="left", linespacing=1.1)
     axes.set_xlabel("richness")
     if first:
         axes.set_ylabel("skill")
-    axes.text(len(columns) - 0.62, 0.03, "labels themselves", ha="right", fontsize=6.5, color=COLOURS["labels"])
     for predictor in PREDICTORS:
         for width in study.widths:
             _line(axes, study, predictor, width, columns, _look(widths, width))
+
+
+def _title(study: Study) -> str:
+    """What fits above a panel: the name, and what tells it from others below."""
+    name, bracket, detail = study.title.partition(" (")
+    return name + (f"\n{textwrap.shorten(bracket.strip() + detail, 46, placeholder=' …')}" if detail else "")
 
 
 def _line(axes: Axes, study: Study, predictor: str, width: float, columns: list[str], look: dict[str, Any]) -> None:
@@ -129,10 +135,13 @@ def _legend(figure: Figure, widths: list[float]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=COLOURS[p], linewidth=2, label=NAMES[p]) for p in PREDICTORS]
+    handles.append(Line2D([], [], color=COLOURS["labels"], linewidth=0.9, linestyle="dashed", label="the labels"))
     for width in widths:
         look = _look(widths, width)
         handles.append(
             Line2D([], [], color="#444444", alpha=look["alpha"], linewidth=look["linewidth"], marker=look["marker"],
                    markersize=3.2, label=f"width {width_label(width)}")
         )  # fmt: skip
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 6), frameon=False, fontsize=7.5)
+    lines = math.ceil(len(handles) / 8)
+    columns = math.ceil(len(handles) / lines)
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=7.5)

@@ -22,6 +22,7 @@ NAMES = {
     "initial": "initial kernel",
     "infinite_ntk": "lazy theory",
     "infinite_nngp": "infinite-width NNGP",
+    "infinite": "infinite-width kernels (lazy theory, NNGP)",
     "features": "last features",
     "linearised": "linearised network",
     "laplace": "Laplace kernel",
@@ -29,6 +30,7 @@ NAMES = {
     "labels": "labels",
     "network": "network",
 }
+SEED_SPECIFIC = ("after", "initial")  # of these; the lazy theory does not see the seed
 FLOORS = ("laplace", "agop_laplace", "labels")
 
 ERRORS = 2.0  # how many standard errors "beyond its error" means
@@ -51,10 +53,15 @@ class Verdict:
 def flag(record: Record) -> str:
     """Why a cell carries no verdict; empty where it may."""
     if record.status != "done":
-        return f"the cell is {record.status}" + (f" ({record.reason})" if record.reason else "")
+        return f"the cell is {record.status}" + (f" ({record.reason.rstrip('.')})" if record.reason else "")
     if record.card.get("unfinished"):
         return "its networks have not finished learning (regressions on labels and on their own outputs still differ)"
     return ""
+
+
+def no_verdict(record: Record) -> str:
+    """Why none of its predictors has a verdict; empty where one may."""
+    return flag(record) or ("a single network has no error" if _single(record) else "")
 
 
 def floor_skill(record: Record, predictor: str = "after") -> float:
@@ -88,6 +95,19 @@ def verdict(record: Record, predictor: str) -> Verdict:
     return Verdict("match", f"{name}: match ({text}, {above})")
 
 
+def unavailable(records: Iterable[Record]) -> list[str]:
+    """What could not be measured, one sentence a reason, with the cells that it holds for."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for comparison, sentence in record.unavailable.items():
+            reasons.setdefault((comparison, sentence), []).append(record.name)
+    sentences = []
+    for (comparison, sentence), names in reasons.items():
+        where = names[0] if len(names) == 1 else f"{cells(len(names))}, e.g. {names[0]}"
+        sentences.append(f"{NAMES.get(comparison, comparison)} ({where}): {sentence}")
+    return sentences
+
+
 def cell_sentence(record: Record) -> str:
     """One sentence for a cell: its verdicts, or why it carries none."""
     if reason := flag(record):
@@ -101,15 +121,44 @@ def headline(records: Iterable[Record]) -> list[str]:
     records = tuple(records)
     sentences = []
     for predictor in PREDICTORS:
-        kinds = [verdict(record, predictor).kind for record in records]
-        judged = len(kinds) - kinds.count("none")
-        if judged == 0:
+        verdicts = [(record, verdict(record, predictor).kind) for record in records]
+        judged = [(record, kind) for record, kind in verdicts if kind != "none"]
+        if not judged:
             continue
-        sentence = f"The {NAMES[predictor]} matches {kinds.count('match')} of {judged} cells"
+        kinds = [kind for _, kind in judged]
+        sentence = f"The {NAMES[predictor]} matches {kinds.count('match')} of {cells(len(judged))}"
+        if regimes := _by_regime(judged):
+            sentence += f" ({regimes})"
         if trapped := kinds.count("labels"):
             sentence += f"; in {trapped} more its R2 is above {HIGH_R2}, but the labels would match as well"
         sentences.append(sentence + ".")
-    flagged = sum(bool(flag(record)) for record in records)
-    if flagged:
-        sentences.append(f"{flagged} of {len(records)} cells are flagged and carry no verdict.")
-    return sentences or ["No cell carries a verdict."]
+    if not sentences:
+        sentences.append("No cell carries a verdict.")
+    if flagged := sum(bool(flag(record)) for record in records):
+        sentences.append(f"Without a verdict, because not done or not finished learning: {flagged} of {len(records)}.")
+    if single := sum(not flag(record) and _single(record) for record in records):
+        sentences.append(f"Without a verdict, because a single network has no error: {single} of {len(records)}.")
+    return sentences
+
+
+def cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _by_regime(judged: Iterable[tuple[Record, Kind]]) -> str:
+    """Matches where the kernel moved little and where it moved a lot; empty if all cells are of one regime."""
+    regimes: dict[str, list[Kind]] = {"lazy": [], "rich": []}
+    for record, kind in judged:
+        motion = record.score("kernel/motion")
+        if motion is not None and math.isfinite(motion.value):
+            regimes["lazy" if motion.value < 1 else "rich"].append(kind)
+    if not all(regimes.values()):
+        return ""
+    lazy, rich = (f"{kinds.count('match')} of {len(kinds)}" for kinds in regimes.values())
+    return f"lazy, kernel motion below 1: {lazy}; rich: {rich}"
+
+
+def _single(record: Record) -> bool:
+    """Whether it has a skill but no error of it."""
+    scores = [score for predictor in PREDICTORS if (score := record.score(f"{predictor}/skill"))]
+    return any(math.isfinite(s.value) for s in scores) and not any(math.isfinite(s.standard_error) for s in scores)
