@@ -9,10 +9,10 @@ from typing import Any
 
 from bench.record import Record
 from bench.report import markup
-from bench.report.formats import measured, number
+from bench.report.formats import ABSENT, bare, compact, measured, number
 from bench.report.studies import cell_label
-from bench.report.tables import CARD
-from bench.report.verdicts import cell_sentence
+from bench.report.tables import CARD, counts
+from bench.report.verdicts import cell_sentence, unavailable
 from bench.store import plain
 
 MEANINGS = {
@@ -32,6 +32,17 @@ MEANINGS = {
     "members_scored": "networks that reached the tolerance",
     "members": "networks that were trained",
     "unfinished": "whether regressions on y and on the network's own outputs still differ",
+}
+
+
+METRICS = {
+    "r2": "R2",
+    "skill": "skill",
+    "relative_l2": "relative L2",
+    "error_correlation": "error correlation",
+    "class_agreement": "class agreement",
+    "test_error": "test error",
+    "class_error": "class error",
 }
 
 
@@ -55,10 +66,8 @@ def _card(record: Record, environment: Mapping[str, Any]) -> str:
     lines = [(escape(key), escape(_written(record.card[key])), escape(MEANINGS.get(key, ""))) for key in ordered]
     body = markup.paragraph(cell_sentence(record))
     body += markup.table(("", "", ""), lines, text=(0,), long=(1, 2)) if ordered else ""
-    if record.scores:
-        rows = [(escape(s.name), measured(s), number(s.ceiling), number(s.floor)) for s in record.scores]
-        body += markup.table(("score", "value", "ceiling", "floor"), rows, text=(0,))
-    body += markup.listing(f"{name}: {sentence}" for name, sentence in record.unavailable.items())
+    body += _predictors(record) + _others(record)
+    body += markup.listing(f"not available: {sentence}" for sentence in unavailable([record]))
     if environment:
         shown = {key: _written(value) for key, value in environment.items() if key != "split"}
         if split := split_of_time(environment):
@@ -68,8 +77,40 @@ def _card(record: Record, environment: Mapping[str, Any]) -> str:
     return markup.details(f"<b>{escape(record.name)}</b> ({escape(cell_label(record))}; {escape(status)})", body)
 
 
+def _predictors(record: Record) -> str:
+    """A row a predictor, a column a metric."""
+    names = list(dict.fromkeys(s.name.rpartition("/")[0] for s in record.scores if _is_metric(s.name)))
+    rows = []
+    for name in names:
+        found = [record.score(f"{name}/{metric}") for metric in METRICS]
+        bounds = [
+            f"{bare(number(s.ceiling))} / {bare(number(s.floor))}" if s and (s.ceiling, s.floor) != (None, None) else ""
+            for s in found[:2]
+        ]
+        rows.append([escape(name), *(compact(score) for score in found), *bounds, counts(found)])
+    head = ("predictor", *METRICS.values(), "R2: ceiling / floor", "skill: ceiling / floor", "n")
+    return markup.table(head, rows, text=(0,)) if rows else ""
+
+
+def _others(record: Record) -> str:
+    """The scores that are no predictor's: of the kernel and of the networks."""
+    rows = [(escape(s.name), measured(s)) for s in record.scores if not _is_metric(s.name)]
+    return markup.table(("", "mean ± error (n)"), rows, text=(0,)) if rows else ""
+
+
+def _is_metric(name: str) -> bool:
+    predictor, _, metric = name.rpartition("/")
+    return metric in METRICS and predictor != "network"
+
+
 def _written(value: Any) -> str:
     value = plain(value)
+    if value is None:
+        return ABSENT
+    if isinstance(value, dict):
+        return ", ".join(f"{_written(item)} {key}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_written(item) for item in value)
     if isinstance(value, str):
         return value
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, sort_keys=True)

@@ -128,12 +128,15 @@ def log_axis(axis: Any, low: float, high: float) -> None:
     if len(exponents) >= 2:
         fixed_ticks(axis, exponents, [power_of_ten(e) for e in exponents])
         return
-    ticks = [
-        (math.log10(digit * 10.0**e), f"{digit * 10.0**e:g}")
-        for e in range(math.floor(low), math.ceil(high) + 1)
-        for digit in (1, 2, 5)
-        if low <= math.log10(digit * 10.0**e) <= high
-    ]
+    ticks = _ticks(low, high, (1, 2, 5))
+    if len(ticks) < 2:
+        ticks = _ticks(low, high, (1, 1.5, 2, 3, 4, 5, 7))
     if len(ticks) < 2:
         ticks = [(value, f"{10**value:.2g}") for value in (low, high)]
     fixed_ticks(axis, [t for t, _ in ticks], [label for _, label in ticks])
+
+
+def _ticks(low: float, high: float, digits: Iterable[float]) -> list[tuple[float, str]]:
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    ticks = sorted((math.log10(digit) + e, f"{digit * 10.0**e:g}") for e in decades for digit in digits)
+    return [tick for tick in ticks if low <= tick[0] <= high]

@@ -14,6 +14,7 @@ from bench.report.figures import bare, fixed_ticks, new_figure, symmetric
 from bench.report.formats import ABSENT, error_of, number
 from bench.report.formats import bare as bare_number
 from bench.report.studies import Study, richness_label, richness_order, width_label, width_of
+from bench.report.verdicts import flag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +92,7 @@ def _map(axes: Axes, study: Study, name: str, labelled: bool) -> None:
     from matplotlib import colormaps
 
     title, colours, scale = PANELS[name]
-    table = grid(study, name)
+    table, flagged = grid(study, name), _flagged(study)
     shown = _scaled(table, scale)
     low, high = (-1.0, 1.0) if scale == "skill" else _limits(shown)
     colour_map = colormaps[colours]
@@ -101,7 +102,8 @@ def _map(axes: Axes, study: Study, name: str, labelled: bool) -> None:
     for row, scores in enumerate(table):
         for column, score in enumerate(scores):
             part = (shown[row, column] - low) / (high - low)
-            _write(axes, row, column, score, colour_map(part if math.isfinite(part) else 0.5))
+            mark = "*" if (row, column) in flagged else ""
+            _write(axes, row, column, score, mark, colour_map(part if math.isfinite(part) else 0.5))
     bare(axes)
     axes.set_title(title, loc="left", pad=3)
     fixed_ticks(axes.xaxis, np.arange(len(study.richnesses)) + 0.5, [richness_label(r) for r in study.richnesses])
@@ -117,6 +119,16 @@ def _map(axes: Axes, study: Study, name: str, labelled: bool) -> None:
 def is_crossed(study: Study) -> bool:
     """Whether some of its cells are lazy (kernel motion below 1) and some rich."""
     return _crosses(_scaled(grid(study, "kernel/motion"), "log"))
+
+
+def _flagged(study: Study) -> set[tuple[int, int]]:
+    """Row and column of the cells that carry no verdict."""
+    columns = [richness_label(richness) for richness in study.richnesses]
+    return {
+        (study.widths.index(width_of(record)), columns.index(richness_label(record.card.get("richness"))))
+        for record in study.records
+        if math.isfinite(width_of(record)) and flag(record)
+    }
 
 
 def _crosses(log_motion: np.ndarray) -> bool:
@@ -139,12 +151,12 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high - low > 0.1 else (low - 0.5, high + 0.5)
 
 
-def _write(axes: Axes, row: int, column: int, score: Score | None, colour: Any) -> None:
+def _write(axes: Axes, row: int, column: int, score: Score | None, mark: str, colour: Any) -> None:
     if score is None:
         axes.text(column + 0.5, row + 0.5, ABSENT, ha="center", va="center", color="#888888")
         return
     red, green, blue = colour[:3]
-    text = bare_number(number(score.value, score.standard_error))
+    text = bare_number(number(score.value, score.standard_error)) + mark
     if math.isfinite(score.standard_error):
         text += "\n±" + bare_number(error_of(score))
     dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5

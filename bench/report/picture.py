@@ -14,7 +14,7 @@ import numpy as np
 from bench.record import Record
 from bench.report.figures import COLOURS, STYLE, bare, fixed_ticks, new_figure, skill_axis, symmetric
 from bench.report.studies import Study, richness_label, studies, width_label, width_of
-from bench.report.verdicts import NAMES, PREDICTORS
+from bench.report.verdicts import NAMES, PREDICTORS, flag
 from bench.store import write_bytes
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def draw(shown: list[Study]) -> Figure:
             _panel(panel, shown[i], widths, first=i % columns == 0)
         else:
             panel.set_axis_off()
-    _legend(figure, widths)
+    _legend(figure, shown, widths)
     return figure
 
 
@@ -109,14 +109,17 @@ def _line(axes: Axes, study: Study, predictor: str, width: float, columns: list[
         if width_of(record) == width and score is not None and math.isfinite(score.value):
             error = score.standard_error if math.isfinite(score.standard_error) else 0.0
             x = columns.index(richness_label(record.card.get("richness"))) + shift
-            points.append((x, score.value - error, score.value, score.value + error))
+            points.append((x, score.value - error, score.value, score.value + error, bool(flag(record))))
     if not points:
         return
-    x, low, middle, high = np.array(sorted(points)).T
+    x, low, middle, high, flagged = np.array(sorted(points)).T
     low, middle, high = symmetric(low), symmetric(middle), symmetric(high)
     colour, alpha = COLOURS[predictor], look["alpha"]
     axes.vlines(x, low, high, color=colour, alpha=alpha, linewidth=1)
     axes.plot(x, middle, color=colour, alpha=alpha, linewidth=look["linewidth"], marker=look["marker"], markersize=3.2)
+    hollow = flagged > 0
+    axes.plot(x[hollow], middle[hollow], color=colour, linestyle="none", marker=look["marker"], markersize=3.2,
+              markerfacecolor="white")  # fmt: skip
 
 
 def _look(widths: list[float], width: float) -> dict[str, Any]:
@@ -131,10 +134,11 @@ def _look(widths: list[float], width: float) -> dict[str, Any]:
     }
 
 
-def _legend(figure: Figure, widths: list[float]) -> None:
+def _legend(figure: Figure, shown: list[Study], widths: list[float]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=COLOURS[p], linewidth=2, label=NAMES[p]) for p in PREDICTORS]
+    drawn = [p for p in PREDICTORS if any(r.score(f"{p}/skill") for study in shown for r in study.records)]
+    handles = [Line2D([], [], color=COLOURS[p], linewidth=2, label=NAMES[p]) for p in drawn]
     handles.append(Line2D([], [], color=COLOURS["labels"], linewidth=0.9, linestyle="dashed", label="the labels"))
     for width in widths:
         look = _look(widths, width)

@@ -166,6 +166,8 @@ def _picture(found: list[Study]) -> str:
         "Skill against richness. Zero is the labels themselves; below it, the scale shows how much better the labels "
         "are than the prediction (-1: their squared distance to the network is half of the prediction's)."
     )
+    if any(flag(record) for study in shown for record in study.records):
+        note += " Hollow: the cell carries no verdict."
     return markup.paragraph(note) + svg(picture.draw(shown))
 
 
@@ -175,6 +177,8 @@ def _maps(found: list[Study]) -> str:
         "Mean ± standard error over the networks of each cell. Colours of skill: blue above the labels, red below. "
         "Dashed: kernel motion 1, from lazy to rich."
     )
+    if any(flag(record) for study in found for record in study.records):
+        note += " *: the cell carries no verdict."
     return markup.paragraph(note) + body if body else ""
 
 
