@@ -41,9 +41,8 @@ def write_report(runs: Path, out: Path) -> Report:
         try:
             write_text(out / name, text)
         except OSError as error:
-            raise OSError(
-                f"The report cannot be written to {out} ({error.strerror}): name another by out=DIR."
-            ) from error
+            sentence = f"The report cannot be written to {out} ({error.strerror}): name another folder by out=DIR."
+            raise OSError(sentence) from error
     return Report(collected, tuple(out / name for name in contents))
 
 
