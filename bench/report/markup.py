@@ -33,6 +33,7 @@ svg { max-width: 100%; height: auto; display: block; margin: .3em 0 .8em; }
 .legend i { display: inline-block; width: 1.7em; border-top: 3px solid; vertical-align: middle; margin-right: .4em; }
 .badge { display: inline-block; border-radius: 3px; padding: 0 .45em; font-size: 12px; }
 .match { background: #cfe3f7; color: #08315c; font-weight: 600; }
+.weak { background: #e6eef5; color: #08315c; }
 .labels { background: #fdeec4; color: #5a4300; }
 .no-match { background: #f9ddcf; color: #6d2500; }
 .none { background: #eee; color: #555; }

@@ -55,18 +55,24 @@ def draw(shown: list[Study]) -> Figure:
     """A panel a study, with a legend of predictors (colours) and widths (lines)."""
     columns = min(_COLUMNS, len(shown))
     lines = math.ceil(len(shown) / columns)
-    width, height = max(5.2, 0.6 + 3.1 * columns), 0.9 + 2.7 * lines
+    widths = sorted({width for study in shown for width in study.widths})
+    handles = _handles(shown, widths)
+    width = max(5.2, 0.6 + 3.1 * columns)
+    keys = math.ceil(len(handles) / (width // 1.1))  # lines of the legend, an entry of which is 1.1 inches
+    bottom = 0.6 + 0.17 * keys
+    height = bottom + 0.05 + 2.7 * lines
     figure = new_figure(width, height)
     axes = figure.subplots(lines, columns, squeeze=False, sharey=False)
-    figure.subplots_adjust(left=0.6 / width, right=1 - 0.12 / width, bottom=0.85 / height, top=1 - 0.45 / height,
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.12 / width, bottom=bottom / height, top=1 - 0.45 / height,
                            wspace=0.16, hspace=0.4)  # fmt: skip
-    widths = sorted({width for study in shown for width in study.widths})
     for i, panel in enumerate(axes.flat):
         if i < len(shown):
             _panel(panel, shown[i], widths, first=i % columns == 0)
         else:
             panel.set_axis_off()
-    _legend(figure, shown, widths)
+    figure.legend(
+        handles=handles, loc="lower center", ncols=math.ceil(len(handles) / keys), frameon=False, fontsize=7.5
+    )
     return figure
 
 
@@ -134,7 +140,8 @@ def _look(widths: list[float], width: float) -> dict[str, Any]:
     }
 
 
-def _legend(figure: Figure, shown: list[Study], widths: list[float]) -> None:
+def _handles(shown: list[Study], widths: list[float]) -> list[Any]:
+    """What the legend names: the predictors that are drawn, the labels, and the widths."""
     from matplotlib.lines import Line2D
 
     drawn = [p for p in PREDICTORS if any(r.score(f"{p}/skill") for study in shown for r in study.records)]
@@ -146,6 +153,4 @@ def _legend(figure: Figure, shown: list[Study], widths: list[float]) -> None:
             Line2D([], [], color="#444444", alpha=look["alpha"], linewidth=look["linewidth"], marker=look["marker"],
                    markersize=3.2, label=f"width {width_label(width)}")
         )  # fmt: skip
-    lines = math.ceil(len(handles) / 8)
-    columns = math.ceil(len(handles) / lines)
-    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=7.5)
+    return handles

@@ -21,6 +21,7 @@ from bench.report.verdicts import (
     NAMES,
     PREDICTORS,
     SEED_SPECIFIC,
+    WEAK_SKILL,
     cells,
     flag,
     floor_skill,
@@ -41,7 +42,8 @@ HOW_TO_READ = (
      "target, the labels themselves score .99."),
     ("skill", "1 - |p - f_T|² / |y - f_T|², y the clean test labels. 0: no better a description of the network than "
      "the labels; 1: the network itself; negative: worse than the labels."),
-    ("match", f"Skill above 0, and above every floor, by {ERRORS:g} standard errors. Nothing else is called a match."),
+    ("match", f"Skill above 0, and above every floor, by {ERRORS:g} standard errors. Nothing else is called a match. "
+     f"It is a weak one with a skill below {WEAK_SKILL}: not far better than the labels, whatever its R2."),
     ("floor", "The best of what is no theory of these networks: a generic Laplace kernel, an AGOP-Laplace kernel "
      "(recursive feature machine), the labels."),
     ("ceiling", "What the scatter between seeds allows a predictor that does not see the seed (the lazy theory, the "
@@ -113,8 +115,9 @@ def _verdicts(found: list[Study]) -> str:
             rows.append([escape(study.title), escape(cell_label(record)), *badges, number(floor_skill(record)),
                          escape(no_verdict(record))])  # fmt: skip
     note = (
-        "Beside each verdict the skill that it rests on. “labels as well”: R2 above "
-        f"{HIGH_R2}, but no skill beyond its error: the labels would match as well."
+        "Beside each verdict the skill that it rests on. “weak match”: beyond the labels and the floor, but with a "
+        f"skill below {WEAK_SKILL}. “labels as well”: R2 above {HIGH_R2}, but no skill beyond its error: the labels "
+        "would match as well."
     )
     head = ["study", "cell", *(NAMES[predictor] for predictor in PREDICTORS), "floor", "why no verdict"]
     if not any(row[-1] for row in rows):
@@ -123,7 +126,7 @@ def _verdicts(found: list[Study]) -> str:
 
 
 def _badge(record: Record, predictor: str) -> str:
-    words = {"match": "match", "labels": "labels as well", "no match": "no match", "none": ABSENT}
+    words = {"match": "match", "weak": "weak match", "labels": "labels as well", "no match": "no match", "none": ABSENT}
     kind = verdict(record, predictor).kind
     badge = f'<span class="badge {kind.replace(" ", "-")}">{words[kind]}</span>'
     score = record.score(f"{predictor}/skill")

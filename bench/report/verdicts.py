@@ -14,7 +14,7 @@ from typing import Literal
 from bench.record import Record
 from bench.report.formats import measured, number
 
-Kind = Literal["match", "labels", "no match", "none"]
+Kind = Literal["match", "weak", "labels", "no match", "none"]
 
 PREDICTORS = ("after", "initial", "infinite_ntk")
 NAMES = {
@@ -35,6 +35,7 @@ FLOORS = ("laplace", "agop_laplace", "labels")
 
 ERRORS = 2.0  # how many standard errors "beyond its error" means
 HIGH_R2 = 0.95
+WEAK_SKILL = 0.5  # below it, more than half of the labels' squared distance to the network is left
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Verdict:
     """What one predictor's scores say about one cell.
 
     Attributes:
-        kind: "match"; "labels": R2 is high, but the labels would match as well; "no match"; "none": no verdict.
+        kind: "match"; "weak": a match, but hardly a better one than the labels; "labels": R2 is high, but the labels
+            would match as well; "no match"; "none": no verdict.
         sentence: the same with its numbers.
     """
 
@@ -92,6 +94,9 @@ def verdict(record: Record, predictor: str) -> Verdict:
     if surely <= floor:  # False for nan: no floor was measured
         return Verdict("no match", f"{name}: no match ({text}: not above the floor {number(floor)})")
     above = f"above the floor {number(floor)}" if math.isfinite(floor) else "no floor was measured"
+    if skill.value < WEAK_SKILL:
+        high = f", R2 {measured(r2)}" if r2 is not None else ""
+        return Verdict("weak", f"{name}: weak match, not far better than the labels ({text}{high}, {above})")
     return Verdict("match", f"{name}: match ({text}, {above})")
 
 
@@ -129,6 +134,8 @@ def headline(records: Iterable[Record]) -> list[str]:
         sentence = f"The {NAMES[predictor]} matches {kinds.count('match')} of {cells(len(judged))}"
         if regimes := _by_regime(judged):
             sentence += f" ({regimes})"
+        if weak := kinds.count("weak"):
+            sentence += f"; {weak} more weakly, with a skill below {WEAK_SKILL}"
         if trapped := kinds.count("labels"):
             sentence += f"; in {trapped} more its R2 is above {HIGH_R2}, but the labels would match as well"
         sentences.append(sentence + ".")

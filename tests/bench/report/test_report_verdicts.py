@@ -18,7 +18,9 @@ def cell(skill: float, error: float = 0.02, r2: float = 0.97, floor: float = 0.3
     [
         (0.84, 0.02, 0.97, 0.3, "match"),
         (0.84, 0.30, 0.97, 0.3, "no match"),  # .84 - .60 is below the floor
-        (0.35, 0.01, 0.97, 0.3, "match"),
+        (0.51, 0.01, 0.97, 0.3, "match"),
+        (0.35, 0.01, 0.97, 0.3, "weak"),  # beyond the floor, but not far better than the labels
+        (0.138, 0.021, 0.991, 0.0, "weak"),  # the trap as it is measured: R2 .99 and hardly any skill
         (0.31, 0.01, 0.97, 0.3, "no match"),  # above the floor, but not by two errors
         (0.84, 0.02, 0.97, 0.9, "no match"),
         (0.05, 0.03, 0.90, -0.5, "no match"),  # not beyond its error
@@ -42,6 +44,12 @@ def test_r2_of_99_without_skill_is_no_match_and_says_why():
     assert "0.99" in found.sentence
     assert "skill 0.02" in found.sentence
     assert "in 1 more its R2 is above 0.95" in headline([trap])[0]
+
+
+def test_a_weak_match_is_counted_apart():
+    cells = [cell(0.138, 0.021, 0.991, floor=0.0), cell(0.9), cell(0.9)]
+    assert headline(cells) == ["The after kernel matches 2 of 3 cells; 1 more weakly, with a skill below 0.5."]
+    assert "0.991" in verdict(cells[0], "after").sentence
 
 
 def test_the_floor_is_the_best_of_the_rivals_and_of_the_predictors_own():
