@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,8 @@ RISE = 0.1
 """The loss may lie this much above its lowest, relatively, before a step is taken back: a ReLU network that settles on
 a kink rises a little at any step size, and one that is stepping too far rises by far more."""
 SMALLEST_SHRINK = 2.0**-20
+PROGRESS_EVERY = 32
+"""Iterations between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,14 @@ def host(values: Tensor) -> list[list[float]]:
     return values.tolist()
 
 
-def descend(batch: Batch, rule: Rule) -> list[Course]:
+def descend(batch: Batch, rule: Rule, progress: Callable[[float], None] | None = None) -> list[Course]:
     """Train every member to the rule's relative train MSE; members that are finished leave the batch.
 
     A step is ``theta <- theta - eta gamma^2 grad L`` with ``L = 1/(2N) sum r^2`` and ``eta = c / lambda_max(K_t / N)``;
     one after which the loss is clearly higher, or not finite, is taken back and halved.
+
+    Args:
+        progress: told now and then which share of the way to the tolerance (in log loss) is done.
 
     Returns:
         a course a member, in the order of the batch.
@@ -101,7 +107,11 @@ def descend(batch: Batch, rule: Rule) -> list[Course]:
     courses = [Course() for _ in batch.data]
     active = list(range(len(courses)))
     descent = _Descent(batch, rule, courses)
-    while active:
+    for iteration in itertools.count():
+        if not active:
+            break
+        if progress is not None and iteration % PROGRESS_EVERY == 0:
+            progress(sum(_share(course, rule) for course in courses) / len(courses))
         finished = descent.iterate(active)
         if finished:
             rows = [row for row, member in enumerate(active) if member not in finished]
@@ -242,6 +252,15 @@ def _is_worse(course: Course, loss: float) -> bool:
     if not (math.isfinite(loss) and _usable(course.lambda_max)):
         return True
     return course.new_point and bool(course.losses) and loss > course.lowest * (1 + RISE)
+
+
+def _share(course: Course, rule: Rule) -> float:
+    """How much of its way a member has gone: in log loss, or in steps where that is further."""
+    if course.status != "unconverged":
+        return 1.0
+    if not 0 < course.lowest < 1:
+        return len(course.steps) / rule.max_steps
+    return max(math.log(course.lowest) / math.log(rule.tolerance), len(course.steps) / rule.max_steps)
 
 
 def _usable(lambda_max: float) -> bool:

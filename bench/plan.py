@@ -20,6 +20,8 @@ from torch import nn
 
 from bench import store, tracking
 from bench.compare import Comparison
+from bench.config import check
+from bench.predict import JITTER
 from bench.studies.cell import Cell
 from bench.train import Trainer, width_of
 from bench.trained import seed_of
@@ -56,7 +58,9 @@ def plan(arguments: Sequence[str], multirun: bool = False) -> list[Planned]:
             cells = [_planned(overrides) for overrides in _expand(arguments, multirun)]
     except (HydraException, OmegaConfBaseException) as error:
         raise PlanError(_sentence(error)) from error
-    _check_folder(Path(cells[0].config.runs))
+    for field in ("runs", "report"):
+        if cells[0].config[field] is not None:
+            _check_folder(field, Path(cells[0].config[field]))
     try:
         tracking.check(str(cells[0].config.tracking.mode))
     except ValueError as error:
@@ -70,10 +74,10 @@ def build(config: DictConfig) -> Cell:
     Raises:
         PlanError: settings out of range, or parts that do not fit together.
     """
-    for axis in ("data", "init"):
-        count = config.seeds[axis]
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise PlanError(f"seeds.{axis} must be a whole number of at least 1, not {count!r}.")
+    try:
+        check(config)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
     tasks = [_make("task", config.task, Task, seed=seed_of("data", i)) for i in range(config.seeds.data)]
     trainer = _make("trainer", config.trainer, Trainer)
     model = _model(config.model, tasks[0])
@@ -185,17 +189,17 @@ def _card(
         "outputs": task.outputs, "label_noise": task.noise, "model": kind, **chosen, "width": width,
         "parameters": sum(parameter.numel() for parameter in model.parameters()), "richness": trainer.richness,
         "gamma": trainer.gamma(model), "base": after.get("base"), "targets": list(after.get("targets", [])),
-        "ridge": after.get("ridge"), "jitter": 1e-10, "tolerance": trainer.tolerance, "step": trainer.step,
+        "ridge": after.get("ridge"), "jitter": JITTER, "tolerance": trainer.tolerance, "step": trainer.step,
         "optimiser": "full-batch gradient descent", "seeds": {"data": config.seeds.data, "init": config.seeds.init},
     }  # fmt: skip
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(field: str, folder: Path) -> None:
     try:
         store.write_text(folder / ".writable", "")
         (folder / ".writable").unlink()
     except OSError as error:
-        raise PlanError(f"runs={folder} cannot be written ({error.strerror}): name another folder.") from error
+        raise PlanError(f"{field}={folder} cannot be written ({error.strerror}): name another folder.") from error
 
 
 def _sentence(error: BaseException) -> str:

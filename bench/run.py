@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -15,13 +17,13 @@ import filelock
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench import store, tracking
+from bench import progress, store, tracking
 from bench.plan import CONF, PlanError, Planned, build, plan
 from bench.record import Record
+from bench.report import text_table, write_report
 from bench.studies import cell as study
-
-SHOWN = ("after", "initial", "infinite_ntk")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,14 +39,33 @@ def main(arguments: Sequence[str]) -> int:
     except PlanError as error:
         print(f"widebench: {error}", file=sys.stderr)
         return 2
-    several = len(cells) > 1
-    if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in arguments):
-        arguments.insert(0, "hydra/launcher=joblib")
-    _hydra(arguments)
-    records = [_read(planned) for planned in cells]
-    print(table(records))
-    print(_split(cells, time.perf_counter() - started))
+    planned = time.process_time()
+    missing = [p for p in cells if p.config.force or not study.finished(p.cell, p.folder)]
+    if missing:
+        several = len(missing) > 1
+        if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in arguments):
+            arguments.insert(0, "hydra/launcher=joblib")
+        with progress.watch([progress.Job(p.folder, p.cell.work) for p in missing]):
+            _hydra(arguments)
+    records = [_read(p) for p in cells]
+    print(text_table(records))
+    begun = time.process_time()
+    _report(cells[0].config)
+    own = {"planning": planned, "report": time.process_time() - begun}
+    print(_split(cells, own, time.perf_counter() - started))
     return int(any(record.status != "done" for record in records))
+
+
+def _report(config: DictConfig) -> None:
+    """The page and the tables of everything in ``runs``."""
+    if config.report is None:
+        return
+    try:
+        report = write_report(Path(config.runs), Path(config.report))
+    except (OSError, ValueError) as error:
+        print(f"widebench: no report: {error}", file=sys.stderr)
+        return
+    print(f"Report: {report.files[0]}")
 
 
 def _hydra(arguments: Sequence[str]) -> int:
@@ -62,36 +83,39 @@ def job(config: DictConfig) -> None:
     started = time.perf_counter()
     cell = build(config)
     folder = Path(config.runs) / cell.name
-    lock = store.lock(folder)
     try:
-        with lock.acquire(timeout=0):
+        with store.lock(folder).acquire(timeout=0):
             if config.force:
                 _clear(folder)
-            record = _run(config, cell, folder, started)
+            elif study.finished(cell, folder):
+                return
+            _run(config, cell, folder, started)
     except filelock.Timeout:
         print(f"{cell.name}: another process is at work on it; skipped.", flush=True)
-        return
-    print(f"{cell.name}: {record.status} in {time.perf_counter() - started:.1f} s. {record.reason}", flush=True)
+    except OSError as error:  # a full disk: there is nowhere to record it
+        print(f"{cell.name}: failed: {error}", file=sys.stderr, flush=True)
 
 
-def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> Record:
+def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> None:
+    seconds: dict[str, float] = {}
     try:
-        record, seconds = study.run(cell, folder)
+        record, seconds = study.run(cell, folder, progress.reporter(folder))
     except Exception as error:  # one cell's failure must not end the sweep
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        record, seconds = Record(cell.name, "failed", reason, dict(cell.card)), {}
-        store.write_record(folder, record)
+        store.write_record(folder, Record(cell.name, "failed", reason, dict(cell.card)))
     except KeyboardInterrupt:
         store.write_record(folder, Record(cell.name, "interrupted", "Interrupted.", dict(cell.card)))
         raise
-    if seconds:
+    else:
         begun = time.process_time()
         settings: Any = OmegaConf.to_container(config, resolve=True)
         tracking.track(record, mode=config.tracking.mode, project=config.tracking.project, group=config.name,
                        run_id=cell.name.rpartition("-")[2], config=settings, folder=folder)  # fmt: skip
         seconds["tracking"] = time.process_time() - begun
-        store.write_json(folder / "environment.json", _environment(cell, seconds, time.perf_counter() - started))
-    return record
+    finally:
+        with contextlib.suppress(OSError):
+            store.write_json(folder / progress.DONE, _environment(cell, seconds, time.perf_counter() - started))
+            progress.clear(folder)
 
 
 def _clear(folder: Path) -> None:
@@ -107,32 +131,32 @@ def _read(planned: Planned) -> Record:
         return Record(planned.cell.name, "interrupted", reason, dict(planned.cell.card))
 
 
-def table(records: Sequence[Record]) -> str:
-    """A row a cell: the network's test error, kernel motion, and R2 and skill of each predictor with its error."""
-    names = [f"{predictor}/{metric}" for predictor in SHOWN for metric in ("r2", "skill")]
-    names = ["network/test_error", "kernel/motion", *names, "labels/r2"]
-    rows = [["task", "width", "richness", *[n.replace("infinite_ntk", "infinite") for n in names], "seeds", "status"]]
-    for record in sorted(records, key=lambda r: [str(r.card.get("task")), r.card.get("width", 0), str(r.name)]):
-        cells = [_number(record, name) for name in names]
-        row = [str(record.card.get(key)) for key in ("task", "width", "richness")]
-        rows.append([*row, *cells, str(record.card.get("members_scored", 0)), record.status])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+def _split(cells: Sequence[Planned], own: dict[str, float], wall: float) -> str:
+    """CPU seconds by kind of work: of the cells, whenever they ran, and of this command itself.
 
-
-def _number(record: Record, name: str) -> str:
-    score = record.score(name)
-    return "-" if score is None else f"{score.value:.3g} ± {score.standard_error:.1g}"
-
-
-def _split(cells: Sequence[Planned], wall: float) -> str:
-    total: dict[str, float] = {}
+    "start-up" is what their processes did besides: imports, and Hydra composing the settings.
+    """
+    split: dict[str, float] = {}
+    processes = {_process(): time.process_time()}
     for planned in cells:
-        path = planned.folder / "environment.json"
-        for name, seconds in (store.read_json(path)["split"] if path.exists() else {}).items():
-            total[name] = total.get(name, 0.0) + seconds
-    parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in total.items())
-    return f"CPU seconds of these cells: {parts}. Wall time of this command: {wall:.0f} s."
+        path = planned.folder / progress.DONE
+        if not path.exists():
+            continue
+        environment = store.read_json(path)
+        for name, seconds in environment["split"].items():
+            split[name] = split.get(name, 0.0) + seconds
+        process = environment["process"]
+        processes[process] = max(processes.get(process, 0.0), environment["process_seconds"])
+    split |= own
+    total = sum(processes.values())
+    split["start-up"] = total - sum(split.values())
+    science = split.get("training", 0.0) + split.get("kernels", 0.0)
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in split.items())
+    return f"CPU seconds: {total:.0f} ({parts}); training and kernels {science / total:.0%}. Wall time: {wall:.0f} s."
+
+
+def _process() -> str:
+    return f"{platform.node()}:{os.getpid()}"
 
 
 def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict[str, Any]:
@@ -140,14 +164,29 @@ def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict
         done = subprocess.run(["git", "-C", str(CONF), *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
+    device = cell.trainer.torch_device()
+    cuda = device.type == "cuda"
     return {
         "git_sha": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain")),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": str(cell.trainer.torch_device()),
+        "device": torch.cuda.get_device_name(device) if cuda else str(device),
         "processor": platform.processor() or platform.machine(),
         "wall_seconds": wall,
         "cpu_seconds": sum(split.values()),
         "split": split,
+        "process": _process(),
+        "process_seconds": time.process_time(),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
+        "flops_per_step": _flops_per_step(cell),
     }
+
+
+def _flops_per_step(cell: study.Cell) -> int:
+    """Of one member: a forward pass over the training set, and twice that for the backward pass."""
+    task = cell.tasks[0]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cell.model(task.x_train[:1].float())
+    return 3 * task.n_train * counter.get_total_flops()

@@ -16,6 +16,7 @@ from typing import Any
 
 import filelock
 import numpy as np
+import yaml
 
 from bench.record import SCHEMA, Record, Score
 
@@ -77,6 +78,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): delete it, and the run makes it again.") from error
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    write_text(path, yaml.safe_dump(plain(value), sort_keys=True))
+
+
+def read_yaml(path: Path) -> Any:
+    """Raises: ValueError (one sentence) where the file is no YAML."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: delete it, and the run makes it again.") from error
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -65,19 +65,30 @@ class Trainer:
             raise ValueError(f"trainer.dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
         self.torch_device()
 
-    def fit(self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member]) -> Trained:
+    def fit(
+        self,
+        model: nn.Module,
+        tasks: Sequence[Task],
+        members: Sequence[Member],
+        progress: Callable[[float], None] | None = None,
+    ) -> Trained:
         """Train every member: ``model`` re-initialised by the member's seed, on the data draw that it names.
 
         Args:
             model: the architecture. Its values are not used, and it is not changed: every module that holds parameters
                 needs torch's usual ``reset_parameters()``.
             tasks: one a data draw, all of one shape.
+            progress: told now and then which share of the training is done.
 
         Raises:
             ValueError: a model that this richness has no meaning for, or that cannot be re-initialised.
         """
         self.check(model, [member.richness for member in members])
-        return join([self._fit(model, tasks, batch) for batch in self.batches(model, tasks, members)])
+        parts, done = [], 0
+        for batch in self.batches(model, tasks, members):
+            parts.append(self._fit(model, tasks, batch, part_of(progress, done, len(batch), len(members))))
+            done += len(batch)
+        return join(parts)
 
     def batches(self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member]) -> list[list[Member]]:
         """The members that are trained together: all of them, or one at a time where that is faster."""
@@ -134,7 +145,9 @@ class Trainer:
             )
         return device
 
-    def _fit(self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member]) -> Trained:
+    def _fit(
+        self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member], progress: Callable[[float], None]
+    ) -> Trained:
         device, dtype = self.torch_device(), DTYPES[self.dtype]
         net = self.network(model)
         initial = {
@@ -154,12 +167,12 @@ class Trainer:
             {name: value for name, value in initial.items() if name not in trained},
             x, y, z_0, torch.tensor(gamma).to(y), tuple(m.data for m in members),
         )  # fmt: skip
-        courses = descend(batch, Rule(self.step, self.tolerance, self.max_steps))
+        courses = descend(batch, Rule(self.step, self.tolerance, self.max_steps), progress)
         return self._trained(net, tasks, members, initial, courses, gamma)
 
     def network(self, model: nn.Module) -> nn.Module:
         """The architecture as it is trained: with only its read-out trainable where ``readout_only``."""
-        net = copy.deepcopy(model)
+        net = copy.deepcopy(model).to(dtype=DTYPES[self.dtype])
         if self.readout_only:
             net.requires_grad_(False)
             weight_layers(net)[-1].requires_grad_(True)
@@ -177,7 +190,9 @@ class Trainer:
             params.append({name: torch.stack(values) for name, values in snapshots.items()})
             losses, steps = (torch.tensor(v, dtype=torch.float64) for v in (course.losses, course.steps))
             history.append(History(steps, losses, torch.tensor(taken)))
-            f_T.append(change(net, params[-1], tasks[member.data], -1) / gamma[i])
+            ends = {name: value[[0, -1]] for name, value in params[-1].items()}
+            task = tasks[member.data]
+            f_T.append(change(net, ends, torch.cat([task.x_train, task.x_test]))[1] / gamma[i])
         outputs = torch.stack(f_T)
         return Trained(
             net=net,
@@ -193,19 +208,31 @@ class Trainer:
         )
 
 
-def change(net: nn.Module, params: dict[str, Tensor], task: Task, snapshot: int) -> Tensor:
-    """z at a snapshot minus z at the first, on train rows, then test rows, [n_train + n_test, c], in float64.
+def part_of(progress: Callable[[float], None] | None, done: int, count: int, total: int) -> Callable[[float], None]:
+    """The progress of the next ``count`` of ``total`` members, ``done`` of which are done, as a part of all."""
+
+    def report(share: float) -> None:
+        if progress is not None:
+            progress((done + share * count) / total)
+
+    return report
+
+
+def change(net: nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
+    """z at every snapshot minus z at the first, [S, n, c], in float64.
 
     Args:
         params: one member's, each [S, ...].
+        x: [n, *shape].
     """
-    device = next(iter(params.values())).device
-    x = torch.cat([task.x_train, task.x_test]).to(device, torch.float64)
-
-    def z(index: int) -> Tensor:
-        return functional_call(net, {name: value[index].double() for name, value in params.items()}, (x,)).detach()
-
-    return z(snapshot) - z(0)
+    double = copy.deepcopy(net).double()  # its buffers, too
+    first = next(iter(params.values()))
+    x = x.to(first.device, torch.float64)
+    z = [
+        functional_call(double, {name: value[snapshot].double() for name, value in params.items()}, (x,)).detach()
+        for snapshot in range(len(first))
+    ]
+    return torch.stack(z) - z[0]
 
 
 def weight_layers(net: nn.Module) -> list[nn.Module]:

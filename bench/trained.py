@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -90,6 +92,8 @@ class Trained:
         history: one a member.
         status: one a member: "done", "unconverged" (the step limit came first) or "diverged".
         settings: the trainer's, for the result card.
+        buffers: buffer name -> [m, S, ...], where they differ from the net's own (running statistics).
+        labelled: whether the tasks' y_test are real; False: what needs test labels is not asked.
     """
 
     net: nn.Module
@@ -102,6 +106,8 @@ class Trained:
     history: tuple[History, ...]
     status: tuple[str, ...]
     settings: dict[str, object] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    labelled: bool = True
 
     @property
     def params_0(self) -> dict[str, Tensor]:
@@ -133,6 +139,16 @@ class Trained:
     def task(self, member: int) -> Task:
         return self.tasks[self.members[member].data]
 
+    def net_at(self, member: int, snapshot: int) -> nn.Module:
+        """The architecture with the buffers of that moment; its parameter values still mean nothing."""
+        if not self.buffers:
+            return self.net
+        net = copy.deepcopy(self.net)
+        for name, buffer in net.named_buffers():
+            if name in self.buffers:
+                buffer.copy_(self.buffers[name][member, snapshot])
+        return net
+
     def select(self, keep: Sequence[int]) -> Trained:
         """Only these members, for example those that converged."""
         index = list(keep)
@@ -140,6 +156,7 @@ class Trained:
             self,
             members=tuple(self.members[i] for i in index),
             params={name: value[index] for name, value in self.params.items()},
+            buffers={name: value[index] for name, value in self.buffers.items()},
             f_0=self.f_0[index],
             f_T=self.f_T[index],
             gamma=tuple(self.gamma[i] for i in index),
@@ -153,21 +170,24 @@ class Kernels:
 
     They are not kept on disk: the parameters are, which are smaller, and give the same kernel to the bit. K_0 and K_T
     of every member stay in memory, since most comparisons read them; the others are computed at each request.
+    ``seconds``: CPU time spent on them so far.
     """
 
     def __init__(self, trained: Trained) -> None:
         self._trained = trained
         self._kept: dict[tuple[int, int], Tensor] = {}
+        self.seconds = 0.0
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
         member, snapshot = key[0] % len(self._trained.members), key[1] % self._trained.snapshots
         if (member, snapshot) in self._kept:
             return self._kept[member, snapshot]
+        started = time.process_time()
         task = self._trained.task(member)
         device = self._trained.f_T.device
         x_train = task.x_train.to(device)
         kernel = empirical_ntk(
-            self._trained.net,
+            self._trained.net_at(member, snapshot),
             torch.cat([x_train, task.x_test.to(device)]),
             x_train,
             dtype=torch.float64,
@@ -176,6 +196,7 @@ class Kernels:
         assert isinstance(kernel, Tensor)
         if snapshot in (0, self._trained.snapshots - 1):
             self._kept[member, snapshot] = kernel[0]
+        self.seconds += time.process_time() - started
         return kernel[0]
 
 
@@ -186,6 +207,7 @@ def join(parts: Sequence[Trained]) -> Trained:
         first,
         members=tuple(member for part in parts for member in part.members),
         params={name: torch.cat([part.params[name] for part in parts]) for name in first.params},
+        buffers={name: torch.cat([part.buffers[name] for part in parts]) for name in first.buffers},
         f_0=torch.cat([part.f_0 for part in parts]),
         f_T=torch.cat([part.f_T for part in parts]),
         gamma=tuple(gamma for part in parts for gamma in part.gamma),

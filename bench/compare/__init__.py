@@ -1,6 +1,6 @@
 """Comparison modules: how well each predictor matches the trained network."""
 
-from bench.compare.comparison import Comparison, UnavailableError
+from bench.compare.comparison import Comparison, UnavailableError, unfinished
 from bench.compare.kernels import Empirical, InfiniteWidth
 from bench.compare.linear import Features, Linearised
 from bench.compare.motion import Motion, Networks
@@ -9,5 +9,5 @@ from bench.compare.trajectory import Trajectory
 
 __all__ = [
     "Comparison", "Empirical", "Features", "InfiniteWidth", "Linearised", "Motion", "Networks", "Rivals", "Trajectory",
-    "UnavailableError",
+    "UnavailableError", "unfinished",
 ]  # fmt: skip

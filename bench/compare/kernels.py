@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bench.compare.metrics import match_scores
 from bench.compare.predictions import (
+    Form,
     Target,
     agnostic_ceilings,
     empirical_predictions,
@@ -25,6 +26,8 @@ from bench.trained import Trained
 @dataclass(frozen=True)
 class Empirical:
     """Regression with a network's own kernel: K_T, used as if it had always been there, or K_0.
+
+    With several outputs, its trace and sum forms (``empirical``) are scored too, as "<name>#trace" and "<name>#sum".
 
     Attributes:
         name: "after" (K_T) or "initial" (K_0); also the predictor's name in the scores.
@@ -43,18 +46,19 @@ class Empirical:
             raise ValueError(f"compare.{self.name}: an empirical kernel is 'after' or 'initial'.")
         check_targets(self.name, self.targets)
 
-    def predictions(self, trained: Trained, target: Target) -> tuple[Tensor, ...]:
+    def predictions(self, trained: Trained, target: Target, form: Form = "full") -> tuple[Tensor, ...]:
         snapshot = -1 if self.name == "after" else 0
-        return empirical_predictions(trained, snapshot, target, self.base, self.ridge)
+        return empirical_predictions(trained, snapshot, target, self.base, self.ridge, form)
 
     def __call__(self, trained: Trained) -> list[Score]:
+        asked: list[tuple[str, Target, Form]] = [(labelled(self.name, t), t, "full") for t in self.targets]
+        if trained.f_T.shape[2] > 1:
+            asked += [(f"{self.name}#trace", "y", "trace"), (f"{self.name}#sum", "y", "sum")]
         ceilings = specific_ceilings(trained, self.base, self.ridge)
         return [
             score
-            for target in self.targets
-            for score in match_scores(
-                labelled(self.name, target), trained, self.predictions(trained, target), ceilings, floors(trained)
-            )
+            for name, target, form in asked
+            for score in match_scores(name, trained, self.predictions(trained, target, form), ceilings, floors(trained))
         ]
 
     def arrays(self, trained: Trained) -> dict[str, np.ndarray]:

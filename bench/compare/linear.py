@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +68,14 @@ def conjugate_kernel(trained: Trained, member: int) -> Tensor:
     Returns:
         [n_train + n_test, n_train].
     """
-    task, readout = trained.task(member), weight_layers(trained.net)[-1]
+    net = copy.deepcopy(trained.net_at(member, -1)).double()
+    task, readout = trained.task(member), weight_layers(net)[-1]
     x = torch.cat([task.x_train, task.x_test]).to(trained.f_T)
     seen: list[Tensor] = []
     handle = readout.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     try:
         params = {name: value[member].double() for name, value in trained.params_T.items()}
-        functional_call(trained.net, params, (x,))
+        functional_call(net, params, (x,))
     finally:
         handle.remove()
     h = seen[0].flatten(1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bench.compare.comparison import UnavailableError
 from bench.record import Score, summarise
 from bench.trained import Trained
 
@@ -55,7 +56,7 @@ def match_scores(
     ceilings: dict[str, float | None] | None = None,
     floors: dict[str, float | None] | None = None,
 ) -> list[Score]:
-    """Every metric of one predictor.
+    """Every metric of one predictor; those against the labels only where the test labels are known.
 
     Args:
         name: the predictor, as in ``Score.name``.
@@ -64,16 +65,20 @@ def match_scores(
     """
     columns: dict[str, list[float]] = {}
     for i, prediction in enumerate(predictions):
-        network, y = network_outputs(trained, i), clean_labels(trained, i)
+        network = network_outputs(trained, i)
         row = {
             "r2": r2(prediction, network),
-            "skill": skill(prediction, network, y),
             "relative_l2": relative_l2(prediction, network),
-            "error_correlation": error_correlation(prediction, network, y),
             "class_agreement": agreement(prediction, network),
-            "test_error": relative_error(prediction, y),
-            "class_error": 1 - agreement(prediction, y),
         }
+        if trained.labelled:
+            y = clean_labels(trained, i)
+            row |= {
+                "skill": skill(prediction, network, y),
+                "error_correlation": error_correlation(prediction, network, y),
+                "test_error": relative_error(prediction, y),
+                "class_error": 1 - agreement(prediction, y),
+            }
         for metric, value in row.items():
             columns.setdefault(metric, []).append(value)
     data = [member.data for member in trained.members]
@@ -83,13 +88,26 @@ def match_scores(
     ]
 
 
+def skill_of(trained: Trained, member: int, prediction: Tensor) -> float:
+    """The skill of one member's prediction; nan where the test labels are not known."""
+    if not trained.labelled:
+        return float("nan")
+    return skill(prediction, network_outputs(trained, member), clean_labels(trained, member))
+
+
 def network_outputs(trained: Trained, member: int) -> Tensor:
     """f_T on the test points, [n_test, c]."""
     return trained.f_T[member, trained.task(member).n_train :]
 
 
 def clean_labels(trained: Trained, member: int) -> Tensor:
-    """The clean test labels, [n_test, c], where the network's outputs are."""
+    """The clean test labels, [n_test, c], where the network's outputs are.
+
+    Raises:
+        UnavailableError: they are not known.
+    """
+    if not trained.labelled:
+        raise UnavailableError("It needs test labels, and none were given.")
     return trained.task(member).y_test.to(trained.f_T)
 
 

@@ -20,10 +20,10 @@ POINTS = 200
 
 @dataclass(frozen=True)
 class Motion:
-    """``|K_T - K_0| / |K_0|`` and its parts, on the training points; spectra before and after."""
+    """``|K_T - K_0| / |K_0|`` and its parts, on the training points; spectra before, after and at infinite width."""
 
     name: str = "motion"
-    version: int = 1
+    version: int = 2
 
     def __call__(self, trained: Trained) -> list[Score]:
         columns: dict[str, list[float]] = {}
@@ -46,10 +46,15 @@ class Motion:
 
     def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
         members = range(len(trained.members))
-        return {
+        arrays = {
             "spectrum_initial": np.stack([spectrum(train_kernel(trained, i, 0)) for i in members]),
             "spectrum_after": np.stack([spectrum(train_kernel(trained, i, -1)) for i in members]),
         }
+        limits = [limit for i in members if (limit := self._limit(trained, i)) is not None]
+        if limits:
+            outputs = trained.f_T.shape[2]  # the others are traces over the outputs
+            arrays["spectrum_infinite"] = np.stack([spectrum(outputs * limit) for limit in limits])
+        return arrays
 
     def _limit(self, trained: Trained, member: int) -> Tensor | None:
         try:
@@ -67,27 +72,28 @@ class Networks:
     version: int = 1
 
     def __call__(self, trained: Trained) -> list[Score]:
-        members = range(len(trained.members))
-        outputs, labels = zip(*[(network_outputs(trained, i), clean_labels(trained, i)) for i in members], strict=True)
         data = [member.data for member in trained.members]
-        pairs = list(zip(outputs, labels, strict=True))
-        scores = [
-            summarise("network/test_error", [relative_error(f, y) for f, y in pairs], data),
-            summarise("network/class_error", [1 - agreement(f, y) for f, y in pairs], data),
-            summarise("network/relative_train_mse", trained.losses.tolist(), data),
-        ]
+        scores = [summarise("network/relative_train_mse", trained.losses.tolist(), data)]
+        if trained.labelled:
+            pairs = [(network_outputs(trained, i), clean_labels(trained, i)) for i in range(len(data))]
+            scores.append(summarise("network/test_error", [relative_error(f, y) for f, y in pairs], data))
+            scores.append(summarise("network/class_error", [1 - agreement(f, y) for f, y in pairs], data))
         others = other_seeds(trained, "init", 0.0)
-        if np.isfinite(others["network/r2"]).all():
-            scores.append(summarise("network/r2", others["network/r2"], data))
-            scores.append(summarise("after_other_seed/r2", others["after/r2"], data))
-            scores.append(summarise("after_other_seed/skill", others["after/skill"], data))
+        for name, column in (
+            ("network/r2", "network/r2"),
+            ("after_other_seed/r2", "after/r2"),
+            ("after_other_seed/skill", "after/skill"),
+        ):
+            if np.isfinite(others[column]).all():
+                scores.append(summarise(name, others[column], data))
         return scores
 
     def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
         members = range(len(trained.members))
+        labels = {"y_test": torch.stack([task.y_test.to(trained.f_T) for task in trained.tasks]).cpu().numpy()}
         return {
             "f_test": torch.stack([network_outputs(trained, i) for i in members]).cpu().numpy(),
-            "y_test": torch.stack([task.y_test.to(trained.f_T) for task in trained.tasks]).cpu().numpy(),
+            **(labels if trained.labelled else {}),
             "member_data": np.array([member.data for member in trained.members]),
             "member_init": np.array([member.init for member in trained.members]),
             **_curves(trained),

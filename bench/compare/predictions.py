@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
-from bench.compare.metrics import clean_labels, network_outputs, r2, skill, train_labels
+from bench.compare.metrics import network_outputs, r2, skill_of, train_labels
 from bench.predict import KernelPredictor
 from bench.trained import Trained
 from models.limits import NoInfiniteWidthLimit, infinite_width
 
 Target = Literal["y", "self"]
+Form = Literal["full", "trace", "sum"]
 Metrics = dict[str, float | None]
 KEPT = 4  # cells whose predictions stay in memory
 
@@ -35,19 +36,33 @@ def regress(trained: Trained, member: int, kernel: Tensor, target: Target, base:
     return predictor.predict(kernel[n:], f_0[n:])
 
 
-def empirical(trained: Trained, member: int, snapshot: int) -> Tensor:
-    """The network's own kernel, [n_train + n_test, n_train] for one output, else [.., .., c, c]."""
+def empirical(trained: Trained, member: int, snapshot: int, form: Form = "full") -> Tensor:
+    """The network's own kernel in one of its multi-output forms.
+
+    Args:
+        form: "full": every pair of outputs; "trace": the mean over outputs of K_cc, used for each output alike; "sum":
+            the kernel of the summed outputs, 1'K1 / c (Mohamadi, Bae and Sutherland 2023), likewise.
+
+    Returns:
+        [n_train + n_test, n_train, c, c] for "full" of several outputs, else [n_train + n_test, n_train].
+    """
     kernel = trained.ntk[member, snapshot]
-    return kernel[:, :, 0, 0] if kernel.shape[2] == 1 else kernel
+    c = kernel.shape[2]
+    if c == 1:
+        return kernel[:, :, 0, 0]
+    if form == "full":
+        return kernel
+    return (kernel.diagonal(dim1=2, dim2=3).sum(-1) if form == "trace" else kernel.sum((2, 3))) / c
 
 
-@functools.lru_cache(KEPT)
+@functools.lru_cache(2 * KEPT)
 def empirical_predictions(
-    trained: Trained, snapshot: int, target: Target, base: str, ridge: float
+    trained: Trained, snapshot: int, target: Target, base: str, ridge: float, form: Form = "full"
 ) -> tuple[Tensor, ...]:
     """Regression with K_0 (snapshot 0) or K_T (-1) of every member."""
     return tuple(
-        regress(trained, i, empirical(trained, i, snapshot), target, base, ridge) for i in range(len(trained.members))
+        regress(trained, i, empirical(trained, i, snapshot, form), target, base, ridge)
+        for i in range(len(trained.members))
     )
 
 
@@ -83,13 +98,13 @@ def other_seeds(trained: Trained, base: str, ridge: float) -> dict[str, tuple[fl
     columns: dict[str, list[float]] = {name: [] for name in ("network/r2", "network/skill", "after/r2", "after/skill")}
     for i, member in enumerate(trained.members):
         others = [j for j, other in enumerate(trained.members) if other.data == member.data and j != i]
-        network, y = network_outputs(trained, i), clean_labels(trained, i)
+        network = network_outputs(trained, i)
         for kind, predictions in (
             ("network", [network_outputs(trained, j) for j in others]),
             ("after", [after[j] for j in others]),
         ):
             columns[f"{kind}/r2"].append(_mean([r2(p, network) for p in predictions]))
-            columns[f"{kind}/skill"].append(_mean([skill(p, network, y) for p in predictions]))
+            columns[f"{kind}/skill"].append(_mean([skill_of(trained, i, p) for p in predictions]))
     return {name: tuple(values) for name, values in columns.items()}
 
 
@@ -102,7 +117,7 @@ def agnostic_ceilings(trained: Trained, base: str, ridge: float) -> Metrics:
 def specific_ceilings(trained: Trained, base: str, ridge: float) -> Metrics:
     """Beside a predictor that sees the init: the after-kernel of another init."""
     others = other_seeds(trained, base, ridge)
-    return {metric: _known(_mean(others[f"after/{metric}"])) for metric in ("r2", "skill")}
+    return {metric: known(_mean(others[f"after/{metric}"])) for metric in ("r2", "skill")}
 
 
 def _mean(values: tuple[float, ...] | list[float]) -> float:
@@ -110,7 +125,8 @@ def _mean(values: tuple[float, ...] | list[float]) -> float:
     return sum(known) / len(known) if known else float("nan")
 
 
-def _known(value: float) -> float | None:
+def known(value: float) -> float | None:
+    """None for nan: nothing is known."""
     return value if value == value else None
 
 

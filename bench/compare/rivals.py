@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.compare.metrics import clean_labels, match_scores, network_outputs, r2, skill, train_labels
-from bench.compare.predictions import KEPT, Metrics, agnostic_ceilings
+from bench.compare.metrics import clean_labels, match_scores, network_outputs, r2, skill_of, train_labels
+from bench.compare.predictions import KEPT, Metrics, agnostic_ceilings, known
 from bench.predict import KernelPredictor
 from bench.record import Score, nested_mean
 from bench.trained import Trained
@@ -47,12 +47,10 @@ def rival_predictions(trained: Trained) -> dict[str, tuple[Tensor, ...]]:
         if member.data not in draws:
             task, y = trained.task(i), train_labels(trained, i)
             points = _points(task, trained.f_T)
-            draws[member.data] = {
-                "laplace": laplace(points, y),
-                "agop_laplace": agop_laplace(points, y),
-                "labels": clean_labels(trained, i),
-            }
-    names = ("laplace", "agop_laplace", "labels")
+            draws[member.data] = {"laplace": laplace(points, y), "agop_laplace": agop_laplace(points, y)}
+            if trained.labelled:
+                draws[member.data]["labels"] = clean_labels(trained, i)
+    names = next(iter(draws.values()))
     return {name: tuple(draws[member.data][name] for member in trained.members) for name in names}
 
 
@@ -66,11 +64,11 @@ def floors(trained: Trained) -> Metrics:
         for predictions in rival_predictions(trained).values():
             values = []
             for i, prediction in enumerate(predictions):
-                network = network_outputs(trained, i)
-                y = clean_labels(trained, i)
-                values.append(r2(prediction, network) if metric == "r2" else skill(prediction, network, y))
+                values.append(
+                    r2(prediction, network_outputs(trained, i)) if metric == "r2" else skill_of(trained, i, prediction)
+                )
             means.append(nested_mean(values, data)[0])
-        best[metric] = max(means)
+        best[metric] = known(max(means))
     return best
 
 

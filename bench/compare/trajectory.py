@@ -26,8 +26,7 @@ class Trajectory:
         return []
 
     def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
-        members = range(len(trained.members))
-        rows = [[_moment(trained, i, s) for s in range(trained.snapshots)] for i in members]
+        rows = [_moments(trained, i) for i in range(len(trained.members))]
         arrays = {
             f"snapshot_{name}": np.array([[moment[name] for moment in row] for row in rows]) for name in rows[0][0]
         }
@@ -36,14 +35,23 @@ class Trajectory:
         return arrays
 
 
-def _moment(trained: Trained, member: int, snapshot: int) -> dict[str, float]:
-    task = trained.task(member)
-    kernel, start = trained.ntk[member, snapshot], _train_rows(trained.ntk[member, 0])
+def _moments(trained: Trained, member: int) -> list[dict[str, float]]:
+    """One member's numbers at every snapshot."""
+    params = {name: value[member] for name, value in trained.params.items()}
+    outputs = change(trained.net, params, trained.task(member).x_test) / trained.gamma[member]
+    y = clean_labels(trained, member)
+    start = _train_rows(trained.ntk[member, 0])
+    return [
+        {**_moment(trained, member, snapshot, start), "network_test_error": relative_error(then, y)}
+        for snapshot, then in enumerate(outputs)
+    ]
+
+
+def _moment(trained: Trained, member: int, snapshot: int, start: Tensor) -> dict[str, float]:
+    kernel = trained.ntk[member, snapshot]
     now = _train_rows(kernel)
     prediction = regress(trained, member, kernel[:, :, 0, 0] if kernel.shape[2] == 1 else kernel, "y", "init", 0.0)
     network, y = network_outputs(trained, member), clean_labels(trained, member)
-    params = {name: value[member] for name, value in trained.params.items()}
-    then = change(trained.net, params, task, snapshot)[task.n_train :] / trained.gamma[member]
     return {
         "r2": r2(prediction, network),
         "skill": skill(prediction, network, y),
@@ -51,7 +59,6 @@ def _moment(trained: Trained, member: int, snapshot: int) -> dict[str, float]:
         "motion": float((now - start).norm() / start.norm()),
         "distance": float(1 - (now * start).sum() / (now.norm() * start.norm())),
         "alignment": alignment(now.diagonal(dim1=2, dim2=3).sum(-1), train_labels(trained, member)),
-        "network_test_error": relative_error(then, y),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from bench import store
-from bench.compare import Comparison, UnavailableError
+from bench.compare import Comparison, UnavailableError, unfinished
 from bench.record import Record, Score
-from bench.train import Trainer
+from bench.train import Trainer, part_of
 from bench.trained import History, Member, Trained, join, members
 from tasks.task import Task
 
@@ -27,7 +27,7 @@ class Cell:
 
     Attributes:
         name: the folder below ``runs``, ``<task>-<model>-w<width>-<hash>``; the hash is of task, model and trainer.
-        settings: the plain settings behind it, written as ``config.json``.
+        settings: the plain settings behind it, written as ``config.yaml``.
         tasks: one a data draw.
         card: what the settings alone say of the result card.
     """
@@ -45,34 +45,49 @@ class Cell:
     def members(self) -> list[Member]:
         return members(len(self.tasks), self.inits)
 
+    @property
+    def work(self) -> float:
+        """Of training, relative to other cells: multiplications a step."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return float(parameters * self.tasks[0].n_train * len(self.members))
 
-def run(cell: Cell, folder: Path) -> tuple[Record, dict[str, float]]:
+
+def finished(cell: Cell, folder: Path) -> Record | None:
+    """The record of a cell that needs nothing more, else None."""
+    try:
+        record = store.read_record(folder) if (folder / "record.json").exists() else None
+        same = record is not None and store.read_yaml(folder / "config.yaml") == store.plain(cell.settings)
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: made again
+        return None
+    return record if same and record is not None and record.status not in ("failed", "interrupted") else None
+
+
+def run(cell: Cell, folder: Path, progress: Callable[[float], None]) -> tuple[Record, dict[str, float]]:
     """Train what is missing, score what is missing, write the record.
 
+    Args:
+        progress: told which share of the training is done.
+
     Returns:
-        the record, and the CPU seconds of "training", "kernels" and "comparisons"; none for a cell that was finished.
+        the record, and the CPU seconds of "training", "kernels" and "comparisons".
     """
-    config = folder / "config.json"
-    if (folder / "record.json").exists() and config.exists() and store.read_json(config) == store.plain(cell.settings):
-        record = store.read_record(folder)
-        if record.status not in ("failed", "interrupted"):
-            return record, {}
     (folder / "record.json").unlink(missing_ok=True)
-    store.write_json(config, cell.settings)
-    clock = _Clock()
-    trained = train(cell, folder / "trained")
-    clock.stop("training")
+    store.write_yaml(folder / "config.yaml", cell.settings)
+    started = time.process_time()
+    trained = train(cell, folder / "trained", progress)
+    trained_at = time.process_time()
     scored = trained.select([i for i, status in enumerate(trained.status) if status == "done"])
-    for i in range(len(scored.members)):
-        _ = scored.ntk[i, 0], scored.ntk[i, -1]
-    clock.stop("kernels")
     record = compare(cell, trained, scored, folder / "scores")
-    clock.stop("comparisons")
     store.write_record(folder, record)
-    return record, clock.seconds
+    kernels = scored.ntk.seconds
+    return record, {
+        "training": trained_at - started,
+        "kernels": kernels,
+        "comparisons": time.process_time() - trained_at - kernels,
+    }
 
 
-def train(cell: Cell, folder: Path) -> Trained:
+def train(cell: Cell, folder: Path, progress: Callable[[float], None]) -> Trained:
     """All members of the cell: read where their batch is complete on disk, trained where it is not."""
     known = {member: read for member in cell.members if (read := _read(cell, member, folder)) is not None}
     # Members that were trained together are kept together: a batch of another size rounds differently.
@@ -80,7 +95,8 @@ def train(cell: Cell, folder: Path) -> Trained:
     parts = {member: known[member][0] for member in complete}
     missing = [member for member in cell.members if member not in complete]
     for batch in cell.trainer.batches(cell.model, cell.tasks, missing) if missing else []:
-        fresh = cell.trainer.fit(cell.model, cell.tasks, batch)
+        share = part_of(progress, len(parts), len(batch), len(cell.members))
+        fresh = cell.trainer.fit(cell.model, cell.tasks, batch, share)
         for i, member in enumerate(batch):
             parts[member] = fresh.select([i])
             _write(parts[member], [other.name for other in batch], folder / f"{member.name}.npz")
@@ -101,8 +117,6 @@ def compare(cell: Cell, trained: Trained, scored: Trained, folder: Path) -> Reco
             if content["unavailable"]:
                 unavailable[comparison.name] = content["unavailable"]
     status, reason = _status(trained)
-    names = {score.name: score.value for score in scores}
-    r2, r2_self = names.get("after/r2", np.nan), names.get("after@self/r2", np.nan)
     card = {
         **cell.card,
         "t": float(scored.times.mean()) if scored.members else None,
@@ -110,7 +124,7 @@ def compare(cell: Cell, trained: Trained, scored: Trained, folder: Path) -> Reco
         "relative_train_mse": float(trained.losses.mean()),
         "members": len(trained.members),
         "members_scored": len(scored.members),
-        "unfinished": bool(abs(r2 - r2_self) > 0.2 * (1 - r2)),
+        "unfinished": unfinished(scores),
     }
     return Record(cell.name, status, reason, store.plain(card), tuple(scores), unavailable, arrays)
 
@@ -184,16 +198,3 @@ def _read(cell: Cell, member: Member, folder: Path) -> tuple[Trained, list[str]]
 
 def _find(known: Mapping[Member, Any], name: str) -> bool:
     return any(member.name == name for member in known)
-
-
-class _Clock:
-    """CPU seconds since the last stop, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.process_time()
-
-    def stop(self, name: str) -> None:
-        now = time.process_time()
-        self.seconds[name] = now - self._last
-        self._last = now

@@ -1,5 +1,7 @@
 """Comparisons against numpy written out by hand, on small trained networks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -151,3 +153,29 @@ def test_the_trajectory_ends_where_the_after_kernel_is(trained):
     np.testing.assert_allclose(arrays["snapshot_motion"][:, 0], 0)
     np.testing.assert_allclose(arrays["snapshot_network_test_error"][:, 0], 1)  # f_0 = 0
     assert (np.diff(arrays["snapshot_time"]) >= 0).all()
+
+
+def test_multi_output_forms_are_kernels_of_their_own_label():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 6, generator=generator), torch.randn(30, 3, generator=generator)
+    task = Task("three", x[:20], y[:20], x[20:], y[20:])
+    trained = Trainer(richness=1.0, tolerance=1e-3).fit(mlp(6, 64, 1, 3), [task], members(1, 1))
+    scores, K = Empirical("after")(trained), trained.ntk[0, -1].numpy()
+    F = trained.f_T[0, 20:].numpy()
+    for form, kernel in {"trace": np.einsum("ijcc->ij", K), "sum": K.sum((2, 3))}.items():
+        p = kernel[20:] @ np.linalg.solve(kernel[:20], y[:20].double().numpy())
+        value = 1 - ((p - F) ** 2).sum() / ((F - F.mean(0)) ** 2).sum()
+        assert named(scores, f"after#{form}/r2").value == pytest.approx(value, abs=1e-6)  # jitter 1e-10
+    values = [named(scores, f"after{form}/r2").value for form in ("", "#trace", "#sum")]
+    assert len(set(values)) == 3
+
+
+def test_without_test_labels_only_what_needs_none_is_scored(trained):
+    unlabelled = dataclasses.replace(trained, labelled=False)
+    for comparison in (Empirical("after"), InfiniteWidth(), Rivals(), Features()):
+        scores = {score.name.partition("/")[2]: score for score in comparison(unlabelled)}
+        assert set(scores) == {"r2", "relative_l2", "class_agreement"}
+        assert all(score.floor is None or np.isfinite(score.floor) for score in scores.values())
+    assert not any(score.name.startswith("labels") for score in Rivals()(unlabelled))
+    with pytest.raises(UnavailableError, match="test labels"):
+        Trajectory().arrays(unlabelled)

@@ -1,0 +1,53 @@
+"""The schema of a run's settings: which there are, and of which type. Their values are in conf/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+@dataclass
+class Seeds:
+    """How many data draws, and how many initialisations on each."""
+
+    data: int = MISSING
+    init: int = MISSING
+
+
+@dataclass
+class Tracking:
+    """Weights & Biases: "online", "offline" or "disabled", and the project there."""
+
+    mode: str = MISSING
+    project: str = MISSING
+
+
+@dataclass
+class Settings:
+    """One cell. ``task``, ``model``, ``trainer`` and each of ``compare`` name what to make in ``_target_``."""
+
+    name: str = MISSING
+    task: dict[str, Any] = MISSING
+    model: dict[str, Any] = MISSING
+    trainer: dict[str, Any] = MISSING
+    compare: dict[str, Any] = MISSING
+    tracking: Tracking = field(default_factory=Tracking)
+    seeds: Seeds = field(default_factory=Seeds)
+    runs: str = MISSING
+    report: str | None = None
+    force: bool = False
+
+
+def check(config: DictConfig) -> None:
+    """Raises: ValueError, one sentence that names the field, where a setting is unknown or of another type."""
+    try:
+        settings: Any = OmegaConf.merge(OmegaConf.structured(Settings), config)
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{error.full_key or 'settings'}: {message}.") from error
+    for axis in ("data", "init"):
+        if settings.seeds[axis] < 1:
+            raise ValueError(f"seeds.{axis} must be a whole number of at least 1, not {settings.seeds[axis]}.")

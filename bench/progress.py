@@ -1,0 +1,108 @@
+"""How far a sweep is: each cell's process leaves a number in its folder, the command's own process adds them up.
+
+Files, because the launchers run cells in other processes and on other machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import store
+
+FILE = ".progress"
+DONE = "environment.json"
+"""Written last by a cell that ran, whether it succeeded or not."""
+SECONDS = 0.5
+
+
+def reporter(folder: Path) -> Callable[[float], None]:
+    """For a trainer: call it with the share of the training that is done, as often as convenient."""
+    last = 0.0
+
+    def report(share: float) -> None:
+        nonlocal last
+        if time.monotonic() - last < SECONDS:
+            return
+        last = time.monotonic()
+        with contextlib.suppress(OSError):  # a picture of the work must not stop it
+            (folder / FILE).write_text(f"{share:.4f}")
+
+    return report
+
+
+def clear(folder: Path) -> None:
+    (folder / FILE).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell that is to run: its folder, and its share of the work in any unit."""
+
+    folder: Path
+    weight: float
+
+
+@contextlib.contextmanager
+def watch(jobs: Sequence[Job]) -> Iterator[None]:
+    """While open: a bar with an estimate of the time left on a terminal, and a line for every cell that ends."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(jobs, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(jobs: Sequence[Job], stop: threading.Event) -> None:
+    from tqdm import tqdm
+
+    before = {job: _changed(job.folder / DONE) for job in jobs}
+    begun = time.time()
+    ended: set[Job] = set()
+    form = "{percentage:3.0f}%|{bar}| {desc} {elapsed}<{remaining}"
+    total = sum(job.weight for job in jobs) or 1.0
+    with tqdm(total=1.0, bar_format=form, smoothing=0, disable=None, leave=False) as bar:
+        while True:
+            last = stop.is_set()
+            for job in jobs:
+                if job not in ended and _changed(job.folder / DONE) != before[job]:
+                    ended.add(job)
+                    tqdm.write(_line(job.folder))
+            bar.set_description_str(f"{len(ended)} of {len(jobs)} cells", refresh=False)
+            bar.n = sum(job.weight * (1.0 if job in ended else _share(job.folder, begun)) for job in jobs) / total
+            bar.refresh()
+            if last:
+                return
+            stop.wait(SECONDS)
+
+
+def _changed(path: Path) -> float:
+    """When it was last written; 0 for a file that is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0.0
+
+
+def _share(folder: Path, begun: float) -> float:
+    """What the cell last said; 0 where that was before this command began."""
+    path = folder / FILE
+    try:
+        return float(path.read_text()) if path.stat().st_mtime >= begun - 1 else 0.0
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _line(folder: Path) -> str:
+    try:
+        record, seconds = store.read_json(folder / "record.json"), store.read_json(folder / DONE)["wall_seconds"]
+        return f"{folder.name}: {record['status']} in {seconds:.1f} s. {record['reason']}".rstrip()
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder.name}: left no record."
