@@ -35,6 +35,9 @@ class Limit:
         influence: (width, init) -> how far that one network moves the mean, [n_test, c]; the squares of their effects
             add up to the variance, as inits are independent (of each other, and across widths).
         own: (width, init) -> what to take from the mean to leave that network out of it, [n_test, c].
+        scatter: width -> squared norm of the part of a single network in the mean, were it the only one of its width:
+            the scatter of the mean is that, over the number of inits, summed over widths.
+        inits: width -> how many there are.
         y: clean test labels, by which draws of different cells are matched.
         data: the draw's index.
     """
@@ -42,8 +45,18 @@ class Limit:
     mean: np.ndarray
     influence: dict[tuple[float, int], np.ndarray]
     own: dict[tuple[float, int], np.ndarray]
+    scatter: dict[float, float]
+    inits: dict[float, int]
     y: np.ndarray
     data: int
+
+    def noise(self, left_out: tuple[float, int] | None = None) -> float:
+        """Squared distance of the mean to that of infinitely many inits, as expected; 0 where one init hides it."""
+        parts = [
+            scatter / (self.inits[width] - (left_out is not None and left_out in self.own and left_out[0] == width))
+            for width, scatter in self.scatter.items()
+        ]
+        return float(np.nan_to_num(sum(parts)))
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,8 @@ class Extrapolated:
     Attributes:
         record: the cell that is predicted.
         widths: the two widths that the limit comes from.
-        r2, skill: against each network, which is left out of the mean where it is part of it; their error is over the
-            networks of the cell.
+        r2, skill: against each network, which is left out of the mean where it is part of it, and less what the scatter
+            of a mean of few inits costs; their error is over the networks of the cell.
         r2_error, skill_error: what the scatter of the inits in the two means does to them; nan with one init.
     """
 
@@ -94,14 +107,17 @@ def limits(narrow: Record, wide: Record) -> list[Limit]:
         if draw1 is None:
             continue
         mean, influence, own = np.zeros_like(draw2.y), {}, {}
+        scatter, inits = {}, {}
         for width, weight, draw in ((n1, -n1 / (n2 - n1), draw1), (n2, n2 / (n2 - n1), draw2)):
             average, others = draw.f.mean(axis=0), len(draw.f) - 1
             mean = mean + weight * average
+            inits[width] = len(draw.f)
+            scatter[width] = float(np.square(weight * (draw.f - average)).sum() / others) if others else np.nan
             for i, f in zip(draw.inits, draw.f, strict=True):
                 apart = weight * (f - average)
                 influence[width, int(i)] = apart / np.sqrt(len(draw.f) * others) if others else np.nan * apart
                 own[width, int(i)] = apart / others if others else np.nan * apart
-        found.append(Limit(mean, influence, own, draw2.y, draw2.data))
+        found.append(Limit(mean, influence, own, scatter, inits, draw2.y, draw2.data))
     return found
 
 
@@ -137,7 +153,7 @@ def _scored(record: Record, means: list[Limit], widths: tuple[float, float]) -> 
         for limit, draw, f, itself in networks:
             size = np.square((draw.y if metric == "skill" else f.mean(axis=0)) - f).sum()
             residual = limit.mean - limit.own.get(itself, 0.0) - f
-            values.append(1 - np.square(residual).sum() / size if size > 0 else np.nan)
+            values.append(1 - (np.square(residual).sum() - limit.noise(itself)) / size if size > 0 else np.nan)
             for key, moved in limit.influence.items():  # an init is shared by the draws: its effects add first
                 slope = -2 * (residual * moved).sum() / size / len(data) if size > 0 else np.nan
                 effects[key] = effects.get(key, 0.0) + slope * (key != itself)

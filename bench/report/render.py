@@ -268,8 +268,9 @@ def _limits(found: list[Study]) -> str:
     body = _each(found, _limit)
     note = (
         "The ensemble mean extrapolated in 1/width from the two widest cells, (n2 mean2 - n1 mean1)/(n2 - n1), scored "
-        "against the networks of each cell, next to the lazy theory. “mean's ±” is what the scatter of the inits in "
-        "that mean does to the score. *: the cell is one of the two; there each network is left out of its own mean."
+        "against the networks of each cell, next to the lazy theory. The scatter of a mean of few inits costs score: "
+        "what it costs on average is added back, and “mean's ±” is what it may still do. *: the cell is one of the "
+        "two; there each network is left out of its own mean."
     )
     return markup.paragraph(note) + body if body else ""
 

@@ -73,15 +73,41 @@ def test_the_widest_two_are_used_whatever_the_order_of_the_records():
 def test_a_network_is_left_out_of_the_mean_that_predicts_it():
     rng = np.random.default_rng(1)
     narrow, wide = (cell(width, 4, 0.3 * rng.standard_normal((4, POINTS, 1)), draws=(0,)) for width in (64, 256))
-    by_width = {e.record.card["width"]: e for e in extrapolations(study([narrow, wide]))}
+    (one,) = [e for e in extrapolations(study([narrow, wide])) if e.record.card["width"] == 256]
+    # The scatter of a mean of three and four inits, by hand: weights 4/3 and -1/3.
+    spread = [((part.arrays["f_test"]).var(axis=0, ddof=1)).sum() for part in (wide, narrow)]
+    noise = (4 / 3) ** 2 * spread[0] / 3 + (1 / 3) ** 2 * spread[1] / 4
     for left_out in range(4):
         kept = [i for i in range(4) if i != left_out]
         arrays = {**wide.arrays, "f_test": wide.arrays["f_test"][kept]}
         arrays |= {name: wide.arrays[name][kept] for name in ("member_data", "member_init")}
         (limit,) = limits(narrow, record(width=256, arrays=arrays))
         f = wide.arrays["f_test"][left_out]
-        assert by_width[256].r2.per_member[left_out] == pytest.approx(r2(limit.mean, f), abs=1e-12)
-        assert by_width[256].skill.per_member[left_out] == pytest.approx(skill(limit.mean, f, labels(0)), abs=1e-12)
+        sizes = ((f - f.mean()) ** 2).sum(), ((labels(0) - f) ** 2).sum()
+        expected = r2(limit.mean, f) + noise / sizes[0], skill(limit.mean, f, labels(0)) + noise / sizes[1]
+        assert one.r2.per_member[left_out] == pytest.approx(expected[0], abs=1e-12)
+        assert one.skill.per_member[left_out] == pytest.approx(expected[1], abs=1e-12)
+
+
+def test_few_inits_do_not_cost_score():
+    """Means of two inits with much scatter score on average what the exact limit f does: within four standard errors.
+
+    Without the correction the average would be lower by the scatter over the variance of the outputs, many errors.
+    """
+    rng = np.random.default_rng(3)
+    fixed = cell(2, 3)
+    truth = np.mean([r2(f, f + b / 2) for f, b in map(target, (0, 1))])
+    values = []
+    for _ in range(500):
+        means = [cell(w, 2, 0.5 * rng.standard_normal((2, POINTS, 1))) for w in (64, 256)]
+        (one,) = [e for e in extrapolations(study([fixed, *means])) if e.record.card["width"] == 2]
+        values.append(one.r2.value)
+    error = np.std(values, ddof=1) / len(values) ** 0.5
+    scatter = (
+        (16 / 9 + 1 / 9) * 0.25 / 2 * POINTS / np.mean([((f - f.mean()) ** 2).sum() for f, _ in map(target, (0, 1))])
+    )
+    assert abs(np.mean(values) - truth) < 4 * error
+    assert scatter > 10 * error  # what the test could see
 
 
 def test_its_error_is_the_scatter_over_fresh_inits():
