@@ -47,8 +47,9 @@ METRICS = {
 
 
 def cards(records: Iterable[Record], environments: Mapping[str, Mapping[str, Any]]) -> str:
-    """A folded block a cell."""
-    return "".join(_card(record, environments.get(record.name, {})) for record in records)
+    """A block a cell, folded unless it is the only one."""
+    records = tuple(records)
+    return "".join(_card(one, environments.get(one.name, {}), unfolded=len(records) == 1) for one in records)
 
 
 def split_of_time(environment: Mapping[str, Any]) -> str:
@@ -61,7 +62,7 @@ def split_of_time(environment: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {100 * value / total:.0f}% ({value:.3g} s)" for name, value in seconds.items())
 
 
-def _card(record: Record, environment: Mapping[str, Any]) -> str:
+def _card(record: Record, environment: Mapping[str, Any], unfolded: bool) -> str:
     ordered = [key for key in CARD if key in record.card] + sorted(set(record.card) - set(CARD))
     lines = [(escape(key), escape(_written(record.card[key])), escape(MEANINGS.get(key, ""))) for key in ordered]
     body = markup.paragraph(cell_sentence(record))
@@ -74,7 +75,9 @@ def _card(record: Record, environment: Mapping[str, Any]) -> str:
             shown["split of time"] = split
         body += markup.pairs(shown)
     status = record.status + (f": {record.reason}" if record.reason else "")
-    return markup.details(f"<b>{escape(record.name)}</b> ({escape(cell_label(record))}; {escape(status)})", body)
+    return markup.details(
+        f"<b>{escape(record.name)}</b> ({escape(cell_label(record))}; {escape(status)})", body, unfolded
+    )
 
 
 def _predictors(record: Record) -> str:

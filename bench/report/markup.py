@@ -102,6 +102,6 @@ def pairs(values: Mapping[str, Any]) -> str:
     return table(("", ""), ((escape(str(k)), escape(str(v))) for k, v in values.items()), text=(0,), long=(1,))
 
 
-def details(summary: str, body: str) -> str:
-    """Folded until it is asked for."""
-    return f"<details><summary>{summary}</summary>\n{body}</details>\n"
+def details(summary: str, body: str, unfolded: bool) -> str:
+    """A summary with a body that can be folded away."""
+    return f"<details{' open' if unfolded else ''}><summary>{summary}</summary>\n{body}</details>\n"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.record import Record
+from bench.record import Record, Score
 from bench.report.formats import measured, number
 
 Kind = Literal["match", "weak", "labels", "no match", "none"]
@@ -63,7 +63,11 @@ def flag(record: Record) -> str:
 
 def no_verdict(record: Record) -> str:
     """Why none of its predictors has a verdict; empty where one may."""
-    return flag(record) or ("a single network has no error" if _single(record) else "")
+    if reason := flag(record):
+        return reason
+    if not _skills(record):
+        return "no skill was measured"
+    return "a single network has no error" if _single(record) else ""
 
 
 def floor_skill(record: Record, predictor: str = "after") -> float:
@@ -118,7 +122,7 @@ def cell_sentence(record: Record) -> str:
     if reason := flag(record):
         return f"No verdict: {reason}."
     sentences = [v.sentence for p in PREDICTORS if not (v := verdict(record, p)).sentence.endswith("not measured")]
-    return "; ".join(sentences) + "." if sentences else "No verdict: no predictor was scored."
+    return "; ".join(sentences) + "." if sentences else f"No verdict: {no_verdict(record)}."
 
 
 def headline(records: Iterable[Record]) -> list[str]:
@@ -167,5 +171,10 @@ def _by_regime(judged: Iterable[tuple[Record, Kind]]) -> str:
 
 def _single(record: Record) -> bool:
     """Whether it has a skill but no error of it."""
-    scores = [score for predictor in PREDICTORS if (score := record.score(f"{predictor}/skill"))]
-    return any(math.isfinite(s.value) for s in scores) and not any(math.isfinite(s.standard_error) for s in scores)
+    skills = _skills(record)
+    return bool(skills) and not any(math.isfinite(score.standard_error) for score in skills)
+
+
+def _skills(record: Record) -> list[Score]:
+    scores = [record.score(f"{predictor}/skill") for predictor in PREDICTORS]
+    return [score for score in scores if score is not None and math.isfinite(score.value)]

@@ -96,6 +96,13 @@ def test_a_single_seed_is_counted_apart():
     ]
 
 
+def test_without_clean_labels_there_is_no_skill_and_so_no_verdict():
+    bare = record([score("after/r2", 0.99)])
+    assert verdict(bare, "after").kind == "none"
+    assert no_verdict(bare) == "no skill was measured"
+    assert cell_sentence(bare) == "No verdict: no skill was measured."
+
+
 def test_one_reason_for_many_cells_is_one_sentence():
     reason = {"infinite": "No infinite-width rule for '0' (Conv2d)."}
     cells = [record(width=w, unavailable=reason) for w in (8, 16)]
