@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.record import Record
+from bench.record import STATUSES, Record
 from bench.report.studies import cell_order
 from bench.store import read_json, read_record
 
@@ -51,21 +51,22 @@ class Collected:
             named = ", ".join(sha[:10] for sha in shas)
             sentences.append(f"These runs mix {len(shas)} git commits ({named}): numbers may differ for that reason.")
         if dirty:
-            sentences.append(f"{len(dirty)} runs come from a working tree with changes not committed, e.g. {dirty[0]}.")
+            some = f"{len(dirty)} of {len(self.environments)} runs, e.g. {dirty[0]}"
+            sentences.append(f"Made from a working tree with changes that were not committed: {some}.")
         return sentences
 
 
-def collect(runs: Path) -> Collected:
+def collect(runs: Path, leave_out: Path | None = None) -> Collected:
     """Read every run folder below ``runs``. A damaged one becomes a sentence, never an exception.
 
+    Args:
+        runs: the folder of runs.
+        leave_out: a folder that is no run wherever it lies: that of the report.
+
     Raises:
-        ValueError: ``runs`` is no folder, or holds no run (one sentence).
+        ValueError: ``runs`` is no folder, cannot be read, or holds no run (one sentence).
     """
-    if not runs.is_dir():
-        raise ValueError(
-            f"There is no folder {runs}: name the folder of runs by runs=DIR, or make one: python -m bench."
-        )
-    folders = [f for f in sorted(runs.iterdir()) if f.is_dir() and f.name[0] != "." and f.name not in _NOT_A_RUN]
+    folders = [f for f in _folders(runs) if leave_out is None or f.resolve() != leave_out.resolve()]
     if not folders:
         raise ValueError(f"The folder {runs} holds no runs: make some by python -m bench.")
     records: list[Record] = []
@@ -73,18 +74,45 @@ def collect(runs: Path) -> Collected:
     damaged: dict[str, str] = {}
     unfinished: list[str] = []
     for folder in folders:
-        if not (folder / "record.json").exists():
-            unfinished.append(folder.name)
-            continue
         try:
-            record = read_record(folder)
+            if not (folder / "record.json").exists():
+                unfinished.append(folder.name)
+                continue
+            record = _checked(read_record(folder))
             environment = folder / "environment.json"
             content = read_json(environment) if environment.exists() else {}
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            damaged[folder.name] = " ".join(str(error).split()).replace(str(runs), runs.name) or type(error).__name__
+        except (ValueError, OSError) as error:
+            damaged[folder.name] = " ".join(str(error).split()).replace(str(runs), runs.name)
+            continue
+        except (TypeError, KeyError, AttributeError):
+            damaged[folder.name] = "record.json is not what a run writes: delete it, and the run makes it again."
             continue
         records.append(record)
         if isinstance(content, dict) and content:
             environments[record.name] = content
     records.sort(key=cell_order)
     return Collected(tuple(records), environments, damaged, tuple(unfinished))
+
+
+def _folders(runs: Path) -> list[Path]:
+    if not runs.is_dir():
+        raise ValueError(
+            f"There is no folder {runs}: name the folder of runs by runs=DIR, or make one: python -m bench."
+        )
+    try:
+        found = sorted(runs.iterdir())
+    except OSError as error:
+        raise ValueError(f"The folder {runs} cannot be read ({error.strerror}).") from error
+    return [folder for folder in found if folder.is_dir() and folder.name[0] != "." and folder.name not in _NOT_A_RUN]
+
+
+def _checked(record: Record) -> Record:
+    """Raises: TypeError where a field is not of its kind: JSON has no types."""
+    numbers = [number for score in record.scores for number in (score.value, score.standard_error)]
+    texts = [record.name, record.status, record.reason, *(score.name for score in record.scores)]
+    right = isinstance(record.card, dict) and isinstance(record.unavailable, dict)
+    right &= all(isinstance(text, str) for text in texts)
+    right &= all(isinstance(number, int | float) for number in numbers)
+    if not right or record.status not in STATUSES:
+        raise TypeError(record.name)
+    return record

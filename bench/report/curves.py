@@ -11,7 +11,7 @@ import numpy as np
 from bench.record import Record
 from bench.report.figures import COLOURS, decades, fixed_ticks, log_axis, power_of_ten, skill_axis, symmetric
 from bench.report.strips import Line, chunks, draw_lines, limits, panel_ticks, strip_figure
-from bench.report.studies import Study, richness_label, rows, width_label, width_of
+from bench.report.studies import Study, cell_parts, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def draw(study: Study) -> Iterator[Figure]:
 
 
 def cell_title(record: Record) -> str:
-    return f"width {width_label(width_of(record))}\nrichness {richness_label(record.card.get('richness'))}"
+    return "\n".join(cell_parts(record))
 
 
 def _figure(cells: Sequence[Record], low: float, high: float) -> Figure:
@@ -60,7 +60,7 @@ def _figure(cells: Sequence[Record], low: float, high: float) -> Figure:
     panel_ticks(
         axes[3], len(cells), [(high - e) / (high - low) for e in exponents], [power_of_ten(e) for e in exponents]
     )
-    axes[3].set_xlabel("relative train loss: training goes to the right", labelpad=2)
+    axes[3].set_xlabel("relative train loss: training goes to the right", labelpad=2, loc="left")
     return figure
 
 

@@ -34,14 +34,29 @@ class Limit:
         mean: [n_test, c].
         influence: (width, init) -> how far that one network moves the mean, [n_test, c]; the squares of their effects
             add up to the variance, as inits are independent (of each other, and across widths).
+        own: (width, init) -> what to take from the mean to leave that network out of it, [n_test, c].
+        scatter: width -> squared norm of the part of a single network in the mean, were it the only one of its width:
+            the scatter of the mean is that, over the number of inits, summed over widths.
+        inits: width -> how many there are.
         y: clean test labels, by which draws of different cells are matched.
         data: the draw's index.
     """
 
     mean: np.ndarray
     influence: dict[tuple[float, int], np.ndarray]
+    own: dict[tuple[float, int], np.ndarray]
+    scatter: dict[float, float]
+    inits: dict[float, int]
     y: np.ndarray
     data: int
+
+    def noise(self, left_out: tuple[float, int] | None = None) -> float:
+        """Squared distance of the mean to that of infinitely many inits, as expected; 0 where one init hides it."""
+        parts = [
+            scatter / (self.inits[width] - (left_out is not None and left_out in self.own and left_out[0] == width))
+            for width, scatter in self.scatter.items()
+        ]
+        return float(np.nan_to_num(sum(parts)))
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,8 @@ class Extrapolated:
     Attributes:
         record: the cell that is predicted.
         widths: the two widths that the limit comes from.
-        r2, skill: against each network; their error is over the networks of the cell.
+        r2, skill: against each network, which is left out of the mean where it is part of it, and less what the scatter
+            of a mean of few inits costs; their error is over the networks of the cell.
         r2_error, skill_error: what the scatter of the inits in the two means does to them; nan with one init.
     """
 
@@ -85,18 +101,23 @@ def limits(narrow: Record, wide: Record) -> list[Limit]:
     """The extrapolated mean of every data draw that both cells share."""
     n1, n2 = width_of(narrow), width_of(wide)
     found = []
-    others = draws(narrow)
+    candidates = draws(narrow)
     for draw2 in draws(wide):
-        draw1 = _same_data(draw2.y, draw2.data, others)
+        draw1 = _same_data(draw2.y, draw2.data, candidates)
         if draw1 is None:
             continue
-        mean, influence = np.zeros_like(draw2.y), {}
+        mean, influence, own = np.zeros_like(draw2.y), {}, {}
+        scatter, inits = {}, {}
         for width, weight, draw in ((n1, -n1 / (n2 - n1), draw1), (n2, n2 / (n2 - n1), draw2)):
-            average = draw.f.mean(axis=0)
+            average, others = draw.f.mean(axis=0), len(draw.f) - 1
             mean = mean + weight * average
-            scale = weight / np.sqrt(len(draw.f) * (len(draw.f) - 1)) if len(draw.f) > 1 else np.nan
-            influence.update({(width, int(i)): scale * (f - average) for i, f in zip(draw.inits, draw.f, strict=True)})
-        found.append(Limit(mean, influence, draw2.y, draw2.data))
+            inits[width] = len(draw.f)
+            scatter[width] = float(np.square(weight * (draw.f - average)).sum() / others) if others else np.nan
+            for i, f in zip(draw.inits, draw.f, strict=True):
+                apart = weight * (f - average)
+                influence[width, int(i)] = apart / np.sqrt(len(draw.f) * others) if others else np.nan * apart
+                own[width, int(i)] = apart / others if others else np.nan * apart
+        found.append(Limit(mean, influence, own, scatter, inits, draw2.y, draw2.data))
     return found
 
 
@@ -116,21 +137,26 @@ def extrapolations(study: Study) -> Iterator[Extrapolated]:
 
 def _scored(record: Record, means: list[Limit], widths: tuple[float, float]) -> Extrapolated | None:
     matched = [(limit, draw) for limit in means if (draw := _same_data(limit.y, limit.data, draws(record)))]
-    if not matched:
+    networks = [
+        (limit, draw, f, (width_of(record), int(init)))
+        for limit, draw in matched
+        for f, init in zip(draw.f, draw.inits, strict=True)
+        if np.isfinite(limit.own.get((width_of(record), int(init)), 0.0)).all()  # a mean of one leaves nothing
+    ]
+    if not networks:
         return None
-    data = [limit.data for limit, draw in matched for _ in draw.f]
+    data = [limit.data for limit, *_ in networks]
     scores, errors = [], []
     for metric in ("r2", "skill"):
         values: list[float] = []
         effects: dict[tuple[float, int], float] = {}
-        for limit, draw in matched:
-            for f in draw.f:
-                size = np.square((draw.y if metric == "skill" else f.mean(axis=0)) - f).sum()
-                residual = limit.mean - f
-                values.append(1 - np.square(residual).sum() / size if size > 0 else np.nan)
-                for key, moved in limit.influence.items():  # an init is shared by the draws: its effects add first
-                    slope = -2 * (residual * moved).sum() / size / len(data) if size > 0 else np.nan
-                    effects[key] = effects.get(key, 0.0) + slope
+        for limit, draw, f, itself in networks:
+            size = np.square((draw.y if metric == "skill" else f.mean(axis=0)) - f).sum()
+            residual = limit.mean - limit.own.get(itself, 0.0) - f
+            values.append(1 - (np.square(residual).sum() - limit.noise(itself)) / size if size > 0 else np.nan)
+            for key, moved in limit.influence.items():  # an init is shared by the draws: its effects add first
+                slope = -2 * (residual * moved).sum() / size / len(data) if size > 0 else np.nan
+                effects[key] = effects.get(key, 0.0) + slope * (key != itself)
         scores.append(summarise(f"extrapolated/{metric}", values, data))
         errors.append(float(np.sqrt(sum(effect**2 for effect in effects.values()))))
     return Extrapolated(record, widths, scores[0], scores[1], errors[0], errors[1])

@@ -34,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "widebench",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib; a page falls back to the reader's own
     "font.size": 8,
     "axes.edgecolor": "#999999",
     "axes.linewidth": 0.6,
@@ -46,6 +47,7 @@ STYLE: dict[Any, Any] = {
     "axes.unicode_minus": False,
 }
 SKILL_TICKS = (1.0, 0.5, 0.0, -1.0, -9.0)
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -70,7 +72,11 @@ def svg(figure: Figure) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return re.sub(r"\n\s*", "\n", text)
+    text = re.sub(r"\n\s*", "\n", text)
+    text = re.sub(r' transform="rotate\(-?0 [^"]*"', "", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # no group is referred to, and every figure has the same names
+    # A hundredth of a point is finer than any screen.
+    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", path[0]), text)
 
 
 def symmetric(skill: float | np.ndarray) -> np.ndarray:
@@ -110,11 +116,11 @@ def decades(low: float, high: float, most: int = 4) -> list[int]:
     """Exponents of ten between two exponents, at most ``most``; never empty for a range that holds one."""
     first, last = math.ceil(low - 1e-9), math.floor(high + 1e-9)
     step = max(1, math.ceil((last - first + 1) / most))
-    return list(range(first, last + 1, step))
+    return list(range(last, first - 1, -step))[::-1]
 
 
 def power_of_ten(exponent: int) -> str:
-    return "1" if exponent == 0 else "10" if exponent == 1 else f"1e{exponent}"
+    return "1" if exponent == 0 else "10" if exponent == 1 else "10" + str(exponent).translate(_SUPERSCRIPT)
 
 
 def log_axis(axis: Any, low: float, high: float) -> None:
@@ -123,12 +129,15 @@ def log_axis(axis: Any, low: float, high: float) -> None:
     if len(exponents) >= 2:
         fixed_ticks(axis, exponents, [power_of_ten(e) for e in exponents])
         return
-    ticks = [
-        (math.log10(digit * 10.0**e), f"{digit * 10.0**e:g}")
-        for e in range(math.floor(low), math.ceil(high) + 1)
-        for digit in (1, 2, 5)
-        if low <= math.log10(digit * 10.0**e) <= high
-    ]
+    ticks = _ticks(low, high, (1, 2, 5))
+    if len(ticks) < 2:
+        ticks = _ticks(low, high, (1, 1.5, 2, 3, 4, 5, 7))
     if len(ticks) < 2:
         ticks = [(value, f"{10**value:.2g}") for value in (low, high)]
     fixed_ticks(axis, [t for t, _ in ticks], [label for _, label in ticks])
+
+
+def _ticks(low: float, high: float, digits: Iterable[float]) -> list[tuple[float, str]]:
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    ticks = sorted((math.log10(digit) + e, f"{digit * 10.0**e:g}") for e in decades for digit in digits)
+    return [tick for tick in ticks if low <= tick[0] <= high]

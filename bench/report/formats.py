@@ -35,7 +35,7 @@ def measured(score: Score | None) -> str:
 
 
 def compact(score: Score | None) -> str:
-    """``.842±.012``, for a terminal, where the number of seeds has a column of its own."""
+    """``.842±.012``, for wide tables, in which the number of seeds has a column of its own."""
     if score is None or not math.isfinite(score.value):
         return ABSENT
     value = bare(number(score.value, score.standard_error))

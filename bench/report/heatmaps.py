@@ -14,6 +14,7 @@ from bench.report.figures import bare, fixed_ticks, new_figure, symmetric
 from bench.report.formats import ABSENT, error_of, number
 from bench.report.formats import bare as bare_number
 from bench.report.studies import Study, richness_label, richness_order, width_label, width_of
+from bench.report.verdicts import flag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +26,10 @@ PANELS = {
     "initial/skill": ("skill: initial kernel", "RdBu", "skill"),
     "infinite_ntk/skill": ("skill: lazy theory", "RdBu", "skill"),
     "kernel/motion": ("kernel motion", "cividis", "log"),
-    "network/test_error": ("test error of the networks", "cividis_r", "log"),
+    "network/test_error": ("test error of network", "cividis_r", "log"),
 }
 _CELL = 0.62  # inches
+_TITLE = 1.45  # inches that the longest title needs
 _PAGE = 13.5
 
 
@@ -69,18 +71,18 @@ def transition_table(study: Study) -> list[tuple[float, list[float]]]:
 
 
 def draw(study: Study) -> Figure | None:
-    """The five maps of a study in one figure; None where it has no width, or none of these scores."""
+    """The five maps of a study in one figure; None where it has a single place on the map, or none of these scores."""
     names = [name for name in PANELS if any(s is not None for row in grid(study, name) for s in row)]
-    if not names or not study.widths:
+    if not names or len(study.widths) * len(study.richnesses) < 2:
         return None
     wide, tall = _CELL * len(study.richnesses), 0.5 * len(study.widths)
-    columns = max(1, min(len(names), int((_PAGE - 0.5) // (wide + 0.3))))
+    pitch = max(wide + 0.3, _TITLE)
+    columns = max(1, min(len(names), int((_PAGE - 0.5) // pitch)))
     lines = math.ceil(len(names) / columns)
-    width, height = 0.65 + columns * (wide + 0.3), lines * (tall + 0.72)
-    width = max(width, 3.0)
+    width, height = 0.65 + columns * pitch, lines * (tall + 0.72)
     figure = new_figure(width, height)
     for i, name in enumerate(names):
-        left, top = 0.6 + (i % columns) * (wide + 0.3), height - (i // columns) * (tall + 0.72) - 0.3
+        left, top = 0.6 + (i % columns) * pitch, height - (i // columns) * (tall + 0.72) - 0.3
         axes = figure.add_axes((left / width, (top - tall) / height, wide / width, tall / height))
         _map(axes, study, name, labelled=i % columns == 0)
     return figure
@@ -90,7 +92,7 @@ def _map(axes: Axes, study: Study, name: str, labelled: bool) -> None:
     from matplotlib import colormaps
 
     title, colours, scale = PANELS[name]
-    table = grid(study, name)
+    table, flagged = grid(study, name), _flagged(study)
     shown = _scaled(table, scale)
     low, high = (-1.0, 1.0) if scale == "skill" else _limits(shown)
     colour_map = colormaps[colours]
@@ -100,7 +102,8 @@ def _map(axes: Axes, study: Study, name: str, labelled: bool) -> None:
     for row, scores in enumerate(table):
         for column, score in enumerate(scores):
             part = (shown[row, column] - low) / (high - low)
-            _write(axes, row, column, score, colour_map(part if math.isfinite(part) else 0.5))
+            mark = "*" if (row, column) in flagged else ""
+            _write(axes, row, column, score, mark, colour_map(part if math.isfinite(part) else 0.5))
     bare(axes)
     axes.set_title(title, loc="left", pad=3)
     fixed_ticks(axes.xaxis, np.arange(len(study.richnesses)) + 0.5, [richness_label(r) for r in study.richnesses])
@@ -116,6 +119,16 @@ def _map(axes: Axes, study: Study, name: str, labelled: bool) -> None:
 def is_crossed(study: Study) -> bool:
     """Whether some of its cells are lazy (kernel motion below 1) and some rich."""
     return _crosses(_scaled(grid(study, "kernel/motion"), "log"))
+
+
+def _flagged(study: Study) -> set[tuple[int, int]]:
+    """Row and column of the cells that carry no verdict."""
+    columns = [richness_label(richness) for richness in study.richnesses]
+    return {
+        (study.widths.index(width_of(record)), columns.index(richness_label(record.card.get("richness"))))
+        for record in study.records
+        if math.isfinite(width_of(record)) and flag(record)
+    }
 
 
 def _crosses(log_motion: np.ndarray) -> bool:
@@ -138,30 +151,26 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high - low > 0.1 else (low - 0.5, high + 0.5)
 
 
-def _write(axes: Axes, row: int, column: int, score: Score | None, colour: Any) -> None:
+def _write(axes: Axes, row: int, column: int, score: Score | None, mark: str, colour: Any) -> None:
     if score is None:
         axes.text(column + 0.5, row + 0.5, ABSENT, ha="center", va="center", color="#888888")
         return
     red, green, blue = colour[:3]
-    text = bare_number(number(score.value, score.standard_error))
+    text = bare_number(number(score.value, score.standard_error)) + mark
     if math.isfinite(score.standard_error):
         text += "\n±" + bare_number(error_of(score))
     dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, linespacing=1.1,
-              color="white" if dark else "black")  # fmt: skip
+    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, linespacing=1.1, zorder=5,
+              color="white" if dark else "black",
+              bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip
 
 
 def _lazy_to_rich(axes: Axes, log_motion: np.ndarray) -> None:
     """Where the motion is 1: linear in its logarithm between neighbouring cells, which are a factor apart."""
     if not _crosses(log_motion):
         return
-    if min(log_motion.shape) > 1:
-        rows, columns = (np.arange(size) + 0.5 for size in log_motion.shape)
-        axes.contour(columns, rows, np.ma.masked_invalid(log_motion), levels=[0.0], colors="black", linewidths=1.6,
-                     linestyles="dashed")  # fmt: skip
-        return
-    values = log_motion.ravel()
-    for i, (a, b) in enumerate(itertools.pairwise(values)):
-        if (a < 0) != (b < 0) and math.isfinite(a + b):
-            line = axes.axvline if log_motion.shape[0] == 1 else axes.axhline
-            line(i + 0.5 + a / (a - b), color="black", linewidth=1.6, linestyle="dashed")
+    # Half a cell more on each side, so that the line reaches the edges and a single row or column has one, too.
+    y, x = (np.concatenate([[0.0], np.arange(size) + 0.5, [size]]) for size in log_motion.shape)
+    values = np.ma.masked_invalid(np.pad(log_motion, 1, mode="edge"))
+    for colour, style, width in (("white", "solid", 2.6), ("black", "dashed", 1.4)):  # seen on light and on dark
+        axes.contour(x, y, values, levels=[0.0], colors=colour, linestyles=style, linewidths=width)

@@ -8,22 +8,23 @@ from typing import Any
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 2em auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1300px; margin: 2em auto;
   padding: 0 1.5em; }
 h1 { font-size: 1.7em; margin-bottom: .2em; }
 h2 { font-size: 1.3em; margin-top: 2.2em; border-bottom: 1px solid #ddd; padding-bottom: .2em; }
 h3 { font-size: 1.05em; margin: 1.6em 0 .4em; }
 nav { background: #f6f6f4; padding: .6em 1em; border-radius: 6px; }
-nav a { margin-right: 1.2em; white-space: nowrap; }
+nav { display: flex; flex-wrap: wrap; gap: .1em 1.4em; }
+nav a { white-space: nowrap; }
 a { color: #0b5394; }
 p, li { max-width: 60em; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; margin: .6em 0; }
-th, td { padding: .22em .6em; text-align: right; border-bottom: 1px solid #e6e6e3; vertical-align: top;
+table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; margin: .6em 0; }
+th, td { padding: .22em .45em; text-align: right; border-bottom: 1px solid #e6e6e3; vertical-align: top;
   white-space: nowrap; }
 th { border-bottom: 1px solid #888; font-weight: 600; vertical-align: bottom; }
 td.text, th.text { text-align: left; }
-td.long { white-space: normal; text-align: left; }
+td.long { white-space: normal; text-align: left; min-width: 9em; }
 tr.first td { border-top: 1px solid #888; }
 small { color: #666; }
 svg { max-width: 100%; height: auto; display: block; margin: .3em 0 .8em; }
@@ -32,6 +33,7 @@ svg { max-width: 100%; height: auto; display: block; margin: .3em 0 .8em; }
 .legend i { display: inline-block; width: 1.7em; border-top: 3px solid; vertical-align: middle; margin-right: .4em; }
 .badge { display: inline-block; border-radius: 3px; padding: 0 .45em; font-size: 12px; }
 .match { background: #cfe3f7; color: #08315c; font-weight: 600; }
+.weak { background: #e6eef5; color: #08315c; }
 .labels { background: #fdeec4; color: #5a4300; }
 .no-match { background: #f9ddcf; color: #6d2500; }
 .none { background: #eee; color: #555; }
@@ -100,6 +102,6 @@ def pairs(values: Mapping[str, Any]) -> str:
     return table(("", ""), ((escape(str(k)), escape(str(v))) for k, v in values.items()), text=(0,), long=(1,))
 
 
-def details(summary: str, body: str) -> str:
-    """Folded until it is asked for."""
-    return f"<details><summary>{summary}</summary>\n{body}</details>\n"
+def details(summary: str, body: str, unfolded: bool) -> str:
+    """A summary with a body that can be folded away."""
+    return f"<details{' open' if unfolded else ''}><summary>{summary}</summary>\n{body}</details>\n"

@@ -6,27 +6,31 @@ from collections.abc import Callable, Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
-from bench.record import Score
+from bench.record import Record
 from bench.report import curves, heatmaps, markup, picture, slopes, spectra
 from bench.report.cards import cards
 from bench.report.collect import Collected
 from bench.report.extrapolate import Extrapolated, extrapolations
 from bench.report.figures import COLOURS, styled, svg
-from bench.report.formats import ABSENT, measured, number
-from bench.report.studies import Study, cell_label, richness_label, studies, width_label, width_of
+from bench.report.formats import ABSENT, bare, compact, measured, number
+from bench.report.studies import Study, cell_label, richness_label, rows, studies, width_label, width_of
 from bench.report.tables import seeds_of
 from bench.report.verdicts import (
     ERRORS,
     HIGH_R2,
     NAMES,
     PREDICTORS,
-    cell_sentence,
+    SEED_SPECIFIC,
+    WEAK_SKILL,
+    cells,
     flag,
     floor_skill,
     headline,
+    no_verdict,
+    unavailable,
     verdict,
 )
-from bench.report.widths import QUANTITIES, power_laws
+from bench.report.widths import QUANTITIES, THEORY, power_laws
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,16 +42,21 @@ HOW_TO_READ = (
      "target, the labels themselves score .99."),
     ("skill", "1 - |p - f_T|² / |y - f_T|², y the clean test labels. 0: no better a description of the network than "
      "the labels; 1: the network itself; negative: worse than the labels."),
-    ("match", f"Skill above 0, and above every floor, by {ERRORS:g} standard errors. Nothing else is called a match."),
+    ("match", f"Skill above 0, and above every floor, by {ERRORS:g} standard errors. Nothing else is called a match. "
+     f"It is a weak one with a skill below {WEAK_SKILL}: not far better than the labels, whatever its R2."),
     ("floor", "The best of what is no theory of these networks: a generic Laplace kernel, an AGOP-Laplace kernel "
      "(recursive feature machine), the labels."),
-    ("ceiling", "What the scatter between seeds allows. For predictors that do not see the seed: 1 - (1 - R2)/2, R2 "
-     "between networks of other inits on the same data. For those that do: the after kernel of another seed."),
+    ("ceiling", "What the scatter between seeds allows a predictor that does not see the seed (the lazy theory, the "
+     "floors): 1 - (1 - R2)/2, with R2 between networks of other inits on the same data."),
+    ("other seed", "For a predictor that does see the seed (after, initial): what the after kernel of another seed "
+     "scores. Not a bound: the after kernel should be above it."),
     ("lazy theory", "The infinite-width NTK. It is the infinite-width limit of training with richness ntk, and of no "
      "other; the limit at a cell's own richness is extrapolated from the two widest cells."),
-    ("after, initial kernel", "The networks' own NTK after and before training."),
+    ("after, initial kernel", "The networks' own NTK (neural tangent kernel) after and before training."),
     ("richness", "ntk: the NTK parameterization (gamma = 1). A number: gamma = richness · sqrt(width), muP or mean "
      "field. Larger is richer; the kernel motion says how far the kernel moved."),
+    ("test error", "|f - y|² / |y|² on the test points, y the clean labels: 1 is the error of answering zero."),
+    ("kernel motion", "|K_T - K_0| / |K_0|, Frobenius norms on the training points; distance: 1 - cosine of K_T, K_0."),
     ("numbers", "mean ± standard error (number of networks); inits are nested within data draws."),
 )  # fmt: skip
 
@@ -63,15 +72,15 @@ def report_page(collected: Collected, title: str = "How well does kernel theory 
     ]
     with styled():
         sections += [
-            ("maps", "Width and richness", _each(found, _maps)),
+            ("maps", "Width and richness", _maps(found)),
             ("training", "While training", _training(found)),
             ("spectra", "Spectra", _spectra(found)),
-            ("widths", "Convergence in width", _each(found, _widths)),
+            ("widths", "Convergence in width", _widths(found)),
         ]
         sections.insert(1, ("picture", "Main picture", _picture(found)))
     sections += [
-        ("limit", "The infinite-width limit at each richness", _each(found, _limits)),
-        ("cells", "Cells", cards(records, collected.environments)),
+        ("limit", "The infinite-width limit at each richness", _limits(found)),
+        ("cells", "Result card of each cell", cards(records, collected.environments)),
     ]
     return markup.page(title, sections, markup.paragraph(_summary(collected, found)))
 
@@ -79,7 +88,8 @@ def report_page(collected: Collected, title: str = "How well does kernel theory 
 def _summary(collected: Collected, found: list[Study]) -> str:
     tasks = sorted({study.task for study in found})
     done = sum(record.status == "done" for record in collected.records)
-    return f"{done} of {len(collected.records)} cells done, in {len(found)} studies; tasks: {', '.join(tasks)}."
+    of = f"{done} of {cells(len(collected.records))} done, in {len(found)} stud{'y' if len(found) == 1 else 'ies'}"
+    return f"{of}; tasks: {', '.join(tasks)}."
 
 
 def _headline(collected: Collected) -> str:
@@ -87,6 +97,8 @@ def _headline(collected: Collected) -> str:
     body += "".join(f'<p class="warning">{escape(warning)}</p>\n' for warning in collected.warnings)
     if problems := collected.problems:
         body += "<p>Not done:</p>\n" + markup.listing(problems)
+    if missing := unavailable(collected.records):
+        body += "<p>Not available:</p>\n" + markup.listing(missing)
     return body
 
 
@@ -96,16 +108,29 @@ def _reading() -> str:
 
 
 def _verdicts(found: list[Study]) -> str:
-    words = {"match": "match", "labels": "labels as well", "no match": "no match", "none": ABSENT}
     rows = []
     for study in found:
         for record in study.records:
-            kinds = [verdict(record, predictor).kind for predictor in PREDICTORS]
-            badges = [f'<span class="badge {kind.replace(" ", "-")}">{words[kind]}</span>' for kind in kinds]
-            rows.append([escape(study.title), escape(cell_label(record)), *badges, escape(cell_sentence(record))])
-    note = f"“labels as well”: R2 above {HIGH_R2}, but no skill beyond its error: the labels would match as well."
-    head = ["study", "cell", *(NAMES[predictor] for predictor in PREDICTORS), "in words"]
-    return markup.paragraph(note) + markup.table(head, rows, text=(0, 1, 2, 3, 4), long=(5,))
+            badges = [_badge(record, predictor) for predictor in PREDICTORS]
+            rows.append([escape(study.title), escape(cell_label(record)), *badges, number(floor_skill(record)),
+                         escape(no_verdict(record))])  # fmt: skip
+    note = (
+        "Beside each verdict the skill that it rests on. “weak match”: beyond the labels and the floor, but with a "
+        f"skill below {WEAK_SKILL}. “labels as well”: R2 above {HIGH_R2}, but no skill beyond its error: the labels "
+        "would match as well."
+    )
+    head = ["study", "cell", *(NAMES[predictor] for predictor in PREDICTORS), "floor", "why no verdict"]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return markup.paragraph(note) + markup.table(head, rows, text=range(1, 5), long=(0, 6))
+
+
+def _badge(record: Record, predictor: str) -> str:
+    words = {"match": "match", "weak": "weak match", "labels": "labels as well", "no match": "no match", "none": ABSENT}
+    kind = verdict(record, predictor).kind
+    badge = f'<span class="badge {kind.replace(" ", "-")}">{words[kind]}</span>'
+    score = record.score(f"{predictor}/skill")
+    return badge if score is None else f"{badge} <small>{measured(score)}</small>"
 
 
 def _main_table(found: list[Study]) -> str:
@@ -116,23 +141,24 @@ def _main_table(found: list[Study]) -> str:
     for study in found:
         for record in study.records:
             status = record.status + (", flagged" if record.status == "done" and flag(record) else "")
-            scores = [_bounded(record.score(f"{p}/{metric}")) for p in PREDICTORS for metric in ("r2", "skill")]
+            scores = [_bounded(record, p, metric) for p in PREDICTORS for metric in ("r2", "skill")]
+            plain = [record.score(name) for name in ("network/test_error", "labels/r2", "kernel/motion")]
+            error, labels, motion = (compact(score) for score in plain)
             rows.append([
                 escape(study.title), width_label(width_of(record)), richness_label(record.card.get("richness")), status,
-                seeds_of(record), measured(record.score("network/test_error")), *scores,
-                number(floor_skill(record)), measured(record.score("labels/r2")),
-                measured(record.score("kernel/motion")),
+                seeds_of(record), error, *scores, bare(number(floor_skill(record))), labels, motion,
             ])  # fmt: skip
-    return markup.table(head, rows, text=(0, 3), over=over)
+    note = "Mean ± standard error over n networks; small: the ceiling, or the score of another seed's after kernel."
+    return markup.paragraph(note) + markup.table(head, rows, text=(3,), long=(0,), over=over)
 
 
-def _bounded(score: Score | None) -> str:
-    """With its ceiling and floor below, where they are known."""
-    if score is None:
-        return ABSENT
-    bounds = [f"{name} {number(value)}" for name, value in (("ceiling", score.ceiling), ("floor", score.floor))
-              if value is not None]  # fmt: skip
-    return measured(score) + (f"<br><small>{', '.join(bounds)}</small>" if bounds else "")
+def _bounded(record: Record, predictor: str, metric: str) -> str:
+    """With its ceiling below, where it is known."""
+    score = record.score(f"{predictor}/{metric}")
+    if score is None or score.ceiling is None:
+        return compact(score)
+    name = "other seed" if predictor in SEED_SPECIFIC else "ceiling"
+    return f"{compact(score)}<br><small>{name} {bare(number(score.ceiling))}</small>"
 
 
 def _picture(found: list[Study]) -> str:
@@ -143,24 +169,37 @@ def _picture(found: list[Study]) -> str:
         "Skill against richness. Zero is the labels themselves; below it, the scale shows how much better the labels "
         "are than the prediction (-1: their squared distance to the network is half of the prediction's)."
     )
+    if any(flag(record) for study in shown for record in study.records):
+        note += " Hollow: the cell carries no verdict."
     return markup.paragraph(note) + svg(picture.draw(shown))
 
 
-def _maps(study: Study) -> str:
+def _maps(found: list[Study]) -> str:
+    body = _each(found, _map)
+    note = (
+        "Mean ± standard error over the networks of each cell. Colours of skill: blue above the labels, red below. "
+        "Dashed: kernel motion 1, from lazy to rich."
+    )
+    if any(flag(record) for study in found for record in study.records):
+        note += " *: the cell carries no verdict."
+    return markup.paragraph(note) + body if body else ""
+
+
+def _map(study: Study) -> str:
     figure = heatmaps.draw(study)
     if figure is None:
         return ""
-    body = svg(figure)
-    for width, crossings in heatmaps.transition_table(study):
-        values = ", ".join(f"{richness:.2g}" for richness in crossings)
-        body += markup.paragraph(f"Width {width_label(width)}: the kernel motion crosses 1 at richness {values}.")
-    seeds = ", ".join(sorted({seeds_of(record) for record in study.records}))
-    line = (
-        "Dashed: kernel motion 1, from lazy to rich."
-        if heatmaps.is_crossed(study)
-        else "The kernel motion crosses 1 nowhere."
-    )
-    return markup.paragraph(f"Mean ± standard error over {seeds} networks. {line}") + body
+    crossings = [
+        f"{', '.join(f'{richness:.2g}' for richness in values)} (width {width_label(width)})"
+        for width, values in heatmaps.transition_table(study)
+    ]
+    line = "The kernel motion crosses 1 nowhere."
+    if crossings:
+        line = f"The kernel motion crosses 1 at richness {', '.join(crossings)}."
+    elif heatmaps.is_crossed(study):
+        line = "The kernel motion crosses 1 between widths only."
+    seeds = ", ".join(sorted({seeds_of(record) for record in study.records} - {ABSENT}))
+    return markup.paragraph(f"Networks a cell: {seeds}. {line}") + svg(figure)
 
 
 def _training(found: list[Study]) -> str:
@@ -181,11 +220,32 @@ def _training(found: list[Study]) -> str:
 
 def _spectra(found: list[Study]) -> str:
     body = _figures(found, spectra.draw)
-    entries = ((NAMES[p].replace("lazy theory", "infinite width"), COLOURS[p], "solid") for p in PREDICTORS)
-    return markup.legend(entries) + body if body else ""
+    if not body:
+        return ""
+    drawn = [p for p in PREDICTORS if any(rows(r, spectra.ARRAYS[p]) is not None for s in found for r in s.records)]
+    entries = (
+        (NAMES[p].replace("lazy theory", "infinite-width kernel"), COLOURS[p],
+         "dashed" if p == "infinite_ntk" else "solid")
+        for p in drawn
+    )  # fmt: skip
+    note = (
+        "Eigenvalues of K/N on the training points (several outputs: of the trace over outputs), the geometric mean "
+        "over the networks. With gradient flow, the eigenmode of the eigenvalue λ of K/N is learnt in a time 1/λ."
+    )
+    return markup.paragraph(note) + markup.legend(entries) + body
 
 
-def _widths(study: Study) -> str:
+def _widths(found: list[Study]) -> str:
+    body = _each(found, _width)
+    note = (
+        "Each quantity against the width, with its fitted power law; cells of one richness that have three widths or "
+        "more. The initial kernel does not depend on the richness: there the lines coincide. The error of a slope is "
+        "the larger of what the seeds and what the scatter around the line say."
+    )
+    return markup.paragraph(note) + body if body else ""
+
+
+def _width(study: Study) -> str:
     figure = slopes.draw(study)
     if figure is None:
         return ""
@@ -195,38 +255,31 @@ def _widths(study: Study) -> str:
             escape(name),
             richness_label(law.richness),
             f"{law.slope:.2f} ± {law.slope_error:.2f} ({len(law.widths)} widths)",
+            THEORY[quantity][law.richness != "ntk"],
         ]
         for quantity, name in QUANTITIES.items()
         for law in power_laws(study, quantity)
     ]
-    note = "Theory for richness ntk: all fall as width to the power -1/2. Rich cells need not: their limit is not lazy."
-    return markup.legend(entries) + svg(figure) + markup.paragraph(note) + markup.table(
-        ("quantity", "richness", "fitted slope"), rows, text=(0,)
-    )  # fmt: skip
+    head = ("quantity", "richness", "fitted power of the width", "theory")
+    return markup.legend(entries) + svg(figure) + markup.table(head, rows, text=(0,))
 
 
-def _limits(study: Study) -> str:
-    found = list(extrapolations(study))
-    if not found:
-        return ""
+def _limits(found: list[Study]) -> str:
+    body = _each(found, _limit)
     note = (
-        "The ensemble mean extrapolated in 1/width from the two widest cells, scored against the networks of each "
-        "cell, next to the lazy theory. The second error is what the scatter of the inits in these means does. A cell "
-        "marked * is one of the two that the mean was made of."
+        "The ensemble mean extrapolated in 1/width from the two widest cells, (n2 mean2 - n1 mean1)/(n2 - n1), scored "
+        "against the networks of each cell, next to the lazy theory. The scatter of a mean of few inits costs score: "
+        "what it costs on average is added back, and “mean's ±” is what it may still do. *: the cell is one of the "
+        "two; there each network is left out of its own mean."
     )
-    head = [
-        "richness",
-        "widths",
-        "cell",
-        "R2",
-        "from inits",
-        "lazy R2",
-        "ceiling R2",
-        "skill",
-        "from inits",
-        "lazy skill",
-    ]
-    return markup.paragraph(note) + markup.table(head, [_limit_row(one) for one in found])
+    return markup.paragraph(note) + body if body else ""
+
+
+def _limit(study: Study) -> str:
+    head = ["richness", "mean of widths", "cell", "R2", "mean's ±", "lazy R2", "ceiling R2", "skill", "mean's ±",
+            "lazy skill"]  # fmt: skip
+    rows = [_limit_row(one) for one in extrapolations(study)]
+    return markup.table(head, rows) if rows else ""
 
 
 def _limit_row(one: Extrapolated) -> list[str]:

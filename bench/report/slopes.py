@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def richness_colours(study: Study) -> dict[str, str]:
-    """Label of a richness -> its colour, the same in all panels."""
-    labels = [richness_label(richness) for richness in study.richnesses]
+    """Label of a richness -> its colour, the same in all panels; of those that have a fit."""
+    fitted = {richness_label(law.richness) for quantity in QUANTITIES for law in power_laws(study, quantity)}
+    labels = [label for richness in study.richnesses if (label := richness_label(richness)) in fitted]
     return {label: RICHNESS_COLOURS[i % len(RICHNESS_COLOURS)] for i, label in enumerate(labels)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ARRAYS = {"initial": "spectrum_initial", "infinite_ntk": "spectrum_infinite", "after": "spectrum_after"}
+STYLES: dict[str, Any] = {"initial": "solid", "infinite_ntk": (0, (2.5, 1.5)), "after": "solid"}  # often coincide
 POINTS = 60
 _DIGITS = 12  # eigenvalues below 1e-12 of the largest are rounding errors
 
@@ -60,7 +61,7 @@ def _figure(cells: Sequence[Record]) -> Figure:
     log_axis(axes.yaxis, low, high)
     axes.set_ylabel("eigenvalue of K/N")
     for predictor, some in lines.items():
-        draw_lines(axes, some, COLOURS[predictor], width=1.4, alpha=0.9)
+        draw_lines(axes, some, COLOURS[predictor], STYLES[predictor], width=1.4, alpha=0.9)
     exponents = range(math.floor(width) + 1)
     panel_ticks(axes, len(cells), [e / width for e in exponents], [f"{10**e}" for e in exponents])
     axes.set_xlabel("index", labelpad=2)

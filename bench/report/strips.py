@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GAP = 0.14  # between panels, in panel widths
+GAP = 0.24  # between panels, in panel widths: room for the last tick of one beside the first of the next
 MOST = 9  # panels in a line
 
 T = TypeVar("T")
@@ -43,12 +43,13 @@ def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def strip_figure(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
     """A figure with a column a title and a row a height (inches); each row is one axes."""
-    width, height = 0.75 + 1.25 * max(len(titles), 3), sum(heights) + 0.16 * (len(heights) - 1) + 0.75
+    pitch = min(2.4, max(1.25, 7 / len(titles)))  # few panels are larger
+    width, height = max(0.75 + pitch * len(titles), 3.4), sum(heights) + 0.16 * (len(heights) - 1) + 0.75
     figure = new_figure(width, height)
-    extent = (len(titles) * (1 + GAP) - GAP) / (max(len(titles), 3) * (1 + GAP) - GAP)
     top, rows = height - 0.38, []
     for size in heights:
-        axes = figure.add_axes((0.65 / width, (top - size) / height, extent * (1 - 0.75 / width), size / height))
+        extent = (pitch * len(titles) - 0.1) / width
+        axes = figure.add_axes((0.65 / width, (top - size) / height, extent, size / height))
         _frame(axes, len(titles))
         rows.append(axes)
         top -= size + 0.16

@@ -108,7 +108,15 @@ def width_label(width: float) -> str:
 
 def cell_label(record: Record) -> str:
     """Within a study: width and richness."""
-    return f"width {width_label(width_of(record))}, richness {richness_label(record.card.get('richness'))}"
+    return ", ".join(cell_parts(record))
+
+
+def cell_parts(record: Record) -> list[str]:
+    """``width 64`` and ``richness 1``; a checkpoint of anybody's has no richness."""
+    richness = record.card.get("richness")
+    return [f"width {width_label(width_of(record))}"] + [f"richness {richness_label(richness)}"] * (
+        richness is not None
+    )
 
 
 def array(record: Record, name: str) -> np.ndarray | None:

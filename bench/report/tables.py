@@ -117,10 +117,15 @@ def main_tex(records: Iterable[Record]) -> str:
 
 def seeds_of(record: Record) -> str:
     """How many networks were scored: one number, or a range where scores differ in it."""
-    counts = {s.n_seeds for name in MAIN_SCORES if (s := record.score(name)) is not None}
-    if not counts:
+    return counts(record.score(name) for name in MAIN_SCORES)
+
+
+def counts(scores: Iterable[Score | None]) -> str:
+    """The number of seeds of these scores: one number, or a range; "–" without a score."""
+    numbers = {score.n_seeds for score in scores if score is not None}
+    if not numbers:
         return ABSENT
-    return str(min(counts)) if len(counts) == 1 else f"{min(counts)}-{max(counts)}"
+    return str(min(numbers)) if len(numbers) == 1 else f"{min(numbers)}-{max(numbers)}"
 
 
 def _over(predictors: Iterable[str]) -> list[str]:

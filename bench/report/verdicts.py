@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.record import Record
+from bench.record import Record, Score
 from bench.report.formats import measured, number
 
-Kind = Literal["match", "labels", "no match", "none"]
+Kind = Literal["match", "weak", "labels", "no match", "none"]
 
 PREDICTORS = ("after", "initial", "infinite_ntk")
 NAMES = {
@@ -22,6 +22,7 @@ NAMES = {
     "initial": "initial kernel",
     "infinite_ntk": "lazy theory",
     "infinite_nngp": "infinite-width NNGP",
+    "infinite": "infinite-width kernels (lazy theory, NNGP)",
     "features": "last features",
     "linearised": "linearised network",
     "laplace": "Laplace kernel",
@@ -29,10 +30,12 @@ NAMES = {
     "labels": "labels",
     "network": "network",
 }
+SEED_SPECIFIC = ("after", "initial")  # of these; the lazy theory does not see the seed
 FLOORS = ("laplace", "agop_laplace", "labels")
 
 ERRORS = 2.0  # how many standard errors "beyond its error" means
 HIGH_R2 = 0.95
+WEAK_SKILL = 0.5  # below it, more than half of the labels' squared distance to the network is left
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Verdict:
     """What one predictor's scores say about one cell.
 
     Attributes:
-        kind: "match"; "labels": R2 is high, but the labels would match as well; "no match"; "none": no verdict.
+        kind: "match"; "weak": a match, but hardly a better one than the labels; "labels": R2 is high, but the labels
+            would match as well; "no match"; "none": no verdict.
         sentence: the same with its numbers.
     """
 
@@ -51,10 +55,19 @@ class Verdict:
 def flag(record: Record) -> str:
     """Why a cell carries no verdict; empty where it may."""
     if record.status != "done":
-        return f"the cell is {record.status}" + (f" ({record.reason})" if record.reason else "")
+        return f"the cell is {record.status}" + (f" ({record.reason.rstrip('.')})" if record.reason else "")
     if record.card.get("unfinished"):
         return "its networks have not finished learning (regressions on labels and on their own outputs still differ)"
     return ""
+
+
+def no_verdict(record: Record) -> str:
+    """Why none of its predictors has a verdict; empty where one may."""
+    if reason := flag(record):
+        return reason
+    if not _skills(record):
+        return "no skill was measured"
+    return "a single network has no error" if _single(record) else ""
 
 
 def floor_skill(record: Record, predictor: str = "after") -> float:
@@ -85,7 +98,23 @@ def verdict(record: Record, predictor: str) -> Verdict:
     if surely <= floor:  # False for nan: no floor was measured
         return Verdict("no match", f"{name}: no match ({text}: not above the floor {number(floor)})")
     above = f"above the floor {number(floor)}" if math.isfinite(floor) else "no floor was measured"
+    if skill.value < WEAK_SKILL:
+        high = f", R2 {measured(r2)}" if r2 is not None else ""
+        return Verdict("weak", f"{name}: weak match, not far better than the labels ({text}{high}, {above})")
     return Verdict("match", f"{name}: match ({text}, {above})")
+
+
+def unavailable(records: Iterable[Record]) -> list[str]:
+    """What could not be measured, one sentence a reason, with the cells that it holds for."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for comparison, sentence in record.unavailable.items():
+            reasons.setdefault((comparison, sentence), []).append(record.name)
+    sentences = []
+    for (comparison, sentence), names in reasons.items():
+        where = names[0] if len(names) == 1 else f"{cells(len(names))}, e.g. {names[0]}"
+        sentences.append(f"{NAMES.get(comparison, comparison)} ({where}): {sentence}")
+    return sentences
 
 
 def cell_sentence(record: Record) -> str:
@@ -93,7 +122,7 @@ def cell_sentence(record: Record) -> str:
     if reason := flag(record):
         return f"No verdict: {reason}."
     sentences = [v.sentence for p in PREDICTORS if not (v := verdict(record, p)).sentence.endswith("not measured")]
-    return "; ".join(sentences) + "." if sentences else "No verdict: no predictor was scored."
+    return "; ".join(sentences) + "." if sentences else f"No verdict: {no_verdict(record)}."
 
 
 def headline(records: Iterable[Record]) -> list[str]:
@@ -101,15 +130,51 @@ def headline(records: Iterable[Record]) -> list[str]:
     records = tuple(records)
     sentences = []
     for predictor in PREDICTORS:
-        kinds = [verdict(record, predictor).kind for record in records]
-        judged = len(kinds) - kinds.count("none")
-        if judged == 0:
+        verdicts = [(record, verdict(record, predictor).kind) for record in records]
+        judged = [(record, kind) for record, kind in verdicts if kind != "none"]
+        if not judged:
             continue
-        sentence = f"The {NAMES[predictor]} matches {kinds.count('match')} of {judged} cells"
+        kinds = [kind for _, kind in judged]
+        sentence = f"The {NAMES[predictor]} matches {kinds.count('match')} of {cells(len(judged))}"
+        if regimes := _by_regime(judged):
+            sentence += f" ({regimes})"
+        if weak := kinds.count("weak"):
+            sentence += f"; {weak} more weakly, with a skill below {WEAK_SKILL}"
         if trapped := kinds.count("labels"):
             sentence += f"; in {trapped} more its R2 is above {HIGH_R2}, but the labels would match as well"
         sentences.append(sentence + ".")
-    flagged = sum(bool(flag(record)) for record in records)
-    if flagged:
-        sentences.append(f"{flagged} of {len(records)} cells are flagged and carry no verdict.")
-    return sentences or ["No cell carries a verdict."]
+    if not sentences:
+        sentences.append("No cell carries a verdict.")
+    if flagged := sum(bool(flag(record)) for record in records):
+        sentences.append(f"Without a verdict, because not done or not finished learning: {flagged} of {len(records)}.")
+    if single := sum(not flag(record) and _single(record) for record in records):
+        sentences.append(f"Without a verdict, because a single network has no error: {single} of {len(records)}.")
+    return sentences
+
+
+def cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _by_regime(judged: Iterable[tuple[Record, Kind]]) -> str:
+    """Matches where the kernel moved little and where it moved a lot; empty if all cells are of one regime."""
+    regimes: dict[str, list[Kind]] = {"lazy": [], "rich": []}
+    for record, kind in judged:
+        motion = record.score("kernel/motion")
+        if motion is not None and math.isfinite(motion.value):
+            regimes["lazy" if motion.value < 1 else "rich"].append(kind)
+    if not all(regimes.values()):
+        return ""
+    lazy, rich = (f"{kinds.count('match')} of {len(kinds)}" for kinds in regimes.values())
+    return f"lazy, kernel motion below 1: {lazy}; rich: {rich}"
+
+
+def _single(record: Record) -> bool:
+    """Whether it has a skill but no error of it."""
+    skills = _skills(record)
+    return bool(skills) and not any(math.isfinite(score.standard_error) for score in skills)
+
+
+def _skills(record: Record) -> list[Score]:
+    scores = [record.score(f"{predictor}/skill") for predictor in PREDICTORS]
+    return [score for score in scores if score is not None and math.isfinite(score.value)]

@@ -19,6 +19,14 @@ QUANTITIES = {
 }
 LEAST = 3  # widths: through two points there is always a line
 
+# Quantity -> the power of the width in theory: with richness ntk, and at a fixed richness, where what the kernel does
+# while training does not depend on the width and the network's limit is not the lazy theory.
+THEORY = {
+    "kernel/initial_to_infinite": ("-1/2", "-1/2"),
+    "kernel/motion": ("-1", "0"),
+    "infinite_ntk/relative_l2": ("-1/2", "0 once wide"),
+}
+
 
 @dataclass(frozen=True)
 class PowerLaw:

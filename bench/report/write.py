@@ -26,10 +26,10 @@ def write_report(runs: Path, out: Path) -> Report:
     The same runs give the same bytes.
 
     Raises:
-        ValueError: ``runs`` is no folder, or holds no run.
-        OSError: ``out`` cannot be written.
+        ValueError: ``runs`` is no folder, cannot be read, or holds no run.
+        OSError: ``out`` cannot be written (one sentence each).
     """
-    collected = collect(runs)
+    collected = collect(runs, leave_out=out)
     records = collected.records
     contents = {
         "report.html": report_page(collected),
@@ -38,7 +38,11 @@ def write_report(runs: Path, out: Path) -> Report:
         "main.tex": main_tex(records),
     }
     for name, text in contents.items():
-        write_text(out / name, text)
+        try:
+            write_text(out / name, text)
+        except OSError as error:
+            sentence = f"The report cannot be written to {out} ({error.strerror}): name another folder by out=DIR."
+            raise OSError(sentence) from error
     return Report(collected, tuple(out / name for name in contents))
 
 
