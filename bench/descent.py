@@ -34,6 +34,7 @@ class Rule:
     step: float
     tolerance: float
     max_steps: int
+    accelerated: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,14 @@ class Course:
 
     losses: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
+    momenta: list[float] = field(default_factory=list)
     snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     status: str = "unconverged"
     lowest: float = math.inf
     time: float = 0.0
     lambda_max: float = math.nan
     shrink: float = 1.0
+    run: int = 0  # steps since momentum began anew
     interval: int = 1
     due: int = 0
     backtracked: bool = False
@@ -96,7 +99,9 @@ def descend(batch: Batch, rule: Rule, progress: Callable[[float], None] | None =
     """Train every member to the rule's relative train MSE; members that are finished leave the batch.
 
     A step is ``theta <- theta - eta gamma^2 grad L`` with ``L = 1/(2N) sum r^2`` and ``eta = c / lambda_max(K_t / N)``;
-    one after which the loss is clearly higher, or not finite, is taken back and halved.
+    one after which the loss is clearly higher, or not finite, is taken back and halved. An accelerated rule goes on by
+    ``k / (k + 3)`` of the last move (Nesterov 1983), k counted anew when the loss rises (O'Donoghue and Candes 2015,
+    "Adaptive restart"); then losses, snapshots and the end are those of the points where gradients are taken.
 
     Args:
         progress: told now and then which share of the way to the tolerance (in log loss) is done.
@@ -126,17 +131,24 @@ class _Descent:
     def __init__(self, batch: Batch, rule: Rule, courses: list[Course]) -> None:
         self.rule = rule
         self.courses = courses
+        # Where the last step and the one before ended; momentum goes on from there.
+        self.reached: list[Tensor] = []
+        self.reached_before: list[Tensor] = []
         self.load(batch)
         self.lambda_max = batch.gamma.new_full((len(batch.data),), math.nan)
 
     def load(self, batch: Batch) -> None:
         self.batch = batch
         self.previous = [parameter.detach().clone() for parameter in batch.params.values()]
+        if self.rule.accelerated and not self.reached:
+            self.reached, self.reached_before = ([p.clone() for p in self.previous] for _ in range(2))
         self.scale = batch.y.flatten(1).square().sum(1)
 
     def keep(self, rows: list[int]) -> None:
         if rows:
             self.lambda_max = self.lambda_max[rows]
+            self.reached = [tensor[rows] for tensor in self.reached]
+            self.reached_before = [tensor[rows] for tensor in self.reached_before]
             self.load(self.batch.keep(rows))
 
     def iterate(self, active: list[int]) -> set[int]:
@@ -155,6 +167,8 @@ class _Descent:
         finished = set()
         for row, (member, course) in enumerate(zip(active, courses, strict=True)):
             if course.new_point:
+                if course.losses and losses[row] > course.losses[-1]:
+                    course.run = 0
                 course.losses.append(losses[row])
                 course.lowest = min(course.lowest, losses[row])
                 course.new_point = False
@@ -174,15 +188,28 @@ class _Descent:
         etas = [self.rule.step * course.shrink / course.lambda_max for course in courses]
         n = self.batch.x.shape[1]
         # The gradient of this sum with respect to a member's parameters is its whole update, eta gamma^2 grad L.
-        weights = self.batch.gamma.square() * torch.tensor(etas).to(squares) / (2 * n)
+        weights = self.batch.gamma.square() * torch.tensor(etas, dtype=torch.float64).to(squares) / (2 * n)
         updates = torch.autograd.grad((weights * squares).sum(), leaves)
         with torch.no_grad():
             torch._foreach_copy_(self.previous, leaves)
             torch._foreach_sub_(leaves, list(updates))
         for course, eta in zip(courses, etas, strict=True):
             course.steps.append(eta)
+            course.momenta.append(course.run / (course.run + 3) if self.rule.accelerated else 0.0)
+            course.run += 1
             course.time += eta
             course.new_point = True
+        if self.rule.accelerated:
+            self.extrapolate(leaves, [course.momenta[-1] for course in courses])
+
+    @torch.no_grad()
+    def extrapolate(self, leaves: list[Tensor], momenta: list[float]) -> None:
+        """Move on from the points just reached, by a share of the way from the points reached before."""
+        torch._foreach_copy_(self.reached_before, self.reached)
+        torch._foreach_copy_(self.reached, leaves)
+        share = torch.tensor(momenta, dtype=torch.float64).to(leaves[0])
+        for leaf, reached, before in zip(leaves, self.reached, self.reached_before, strict=True):
+            leaf.add_((reached - before) * share.view(-1, *[1] * (leaf.ndim - 1)))
 
     def take_back(self, active: list[int], courses: list[Course], worse: list[int]) -> set[int]:
         """Undo the last step of the members whose loss rose, and halve their next one."""
@@ -192,8 +219,12 @@ class _Descent:
                 course = courses[row]
                 for parameter, before in zip(self.batch.params.values(), self.previous, strict=True):
                     parameter[row] = before[row]
+                for reached, before in zip(self.reached, self.reached_before, strict=True):
+                    reached[row] = before[row]
                 if course.steps:
                     course.time -= course.steps.pop()
+                    course.momenta.pop()
+                course.run = 0
                 course.shrink /= 2
                 course.backtracked, course.new_point = True, False
                 course.due, course.interval = len(course.steps), 1

@@ -190,7 +190,8 @@ def _card(
         "parameters": sum(parameter.numel() for parameter in model.parameters()), "richness": trainer.richness,
         "gamma": trainer.gamma(model), "base": after.get("base"), "targets": list(after.get("targets", [])),
         "ridge": after.get("ridge"), "jitter": JITTER, "tolerance": trainer.tolerance, "step": trainer.step,
-        "optimiser": "full-batch gradient descent", "seeds": {"data": config.seeds.data, "init": config.seeds.init},
+        "optimiser": "full-batch gradient descent" + (", accelerated" if trainer.accelerated else ""),
+        "seeds": {"data": config.seeds.data, "init": config.seeds.init},
     }  # fmt: skip
 
 

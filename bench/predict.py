@@ -27,6 +27,7 @@ class KernelPredictor:
         base: "zero" or "init"; "init" takes f_0 in ``fit`` and ``predict``.
         time: None: trained to the end. A number t: gradient flow df/dt = -K r / n until t (the sum of steps of gradient
             descent on 1/(2n) sum r^2). A sequence of steps: gradient descent with exactly these, ``prod(1 - eta K/n)``.
+        momenta: for a sequence of steps, the share of the last move by which each goes on (Nesterov's momentum).
 
     Raises:
         ValueError: another base, a negative ridge or time, a time with a ridge, or a matrix that is no kernel.
@@ -38,6 +39,7 @@ class KernelPredictor:
         ridge: float = 0.0,
         base: str = "zero",
         time: float | Sequence[float] | Tensor | None = None,
+        momenta: Sequence[float] | Tensor | None = None,
     ) -> None:
         if base not in BASES:
             raise ValueError(
@@ -49,8 +51,11 @@ class KernelPredictor:
             raise ValueError("time and ridge cannot be combined: the flow to a finite time has no ridge.")
         if time is not None and bool((torch.as_tensor(time) < 0).any()):
             raise ValueError("time must not be negative.")
+        if momenta is not None and (time is None or torch.as_tensor(momenta).shape != torch.as_tensor(time).shape):
+            raise ValueError("momenta must be one number for each step in time.")
         self.base = base
         self.time = time
+        self.momenta = momenta
         kernel = _float64(k_train)
         if kernel.ndim not in (2, 4) or kernel.shape[0] != kernel.shape[1] or 0 in kernel.shape:
             raise ValueError(f"k_train must be [n, n] or [n, n, c, c], not {list(kernel.shape)}.")
@@ -121,10 +126,10 @@ class KernelPredictor:
         eigenvalues, vectors = self._spectrum()
         time = torch.as_tensor(self.time, dtype=torch.float64, device=eigenvalues.device)
         rates = eigenvalues / self._n
+        momenta = None if self.momenta is None else _float64(self.momenta).to(time)
+        learnt = _learnt(rates, time) if momenta is None else _learnt_with_momentum(rates, time, momenta)
         # Below rounding the quotient learnt / eigenvalue is its limit, the total time / n.
-        weights = torch.where(
-            eigenvalues > 1e-15 * eigenvalues[-1], _learnt(rates, time) / eigenvalues, time.sum() / self._n
-        )
+        weights = torch.where(eigenvalues > 1e-15 * eigenvalues[-1], learnt / eigenvalues, time.sum() / self._n)
         return vectors @ (weights[:, None] * (vectors.T @ target))
 
     def _spectrum(self) -> tuple[Tensor, Tensor]:
@@ -148,6 +153,15 @@ def _learnt(rates: Tensor, time: Tensor) -> Tensor:
     shrink = rates[None, :] * time[:, None]
     slow = shrink.amax(0) < 0.5
     return torch.where(slow, -torch.expm1(torch.log1p(-shrink.clamp_max(0.5)).sum(0)), 1 - (1 - shrink).prod(0))
+
+
+def _learnt_with_momentum(rates: Tensor, steps: Tensor, momenta: Tensor) -> Tensor:
+    """The share of its target that a mode has learnt at the last point to which momentum carried it."""
+    share = reached = torch.zeros_like(rates)
+    for step, momentum in zip(steps, momenta, strict=True):
+        before, reached = reached, share + step * rates * (1 - share)
+        share = reached + momentum * (reached - before)
+    return share
 
 
 def _float64(array: Any) -> Tensor:

@@ -30,7 +30,9 @@ class Trainer:
     Attributes:
         richness: "ntk" is gamma = 1; a number is gamma = richness sqrt(width) (muP, mean field), independent of width.
             The flow is ``theta' = -gamma^2 grad L``, so ``df/dt = -(1/N) K r`` with K the NTK of z.
-        step: c of the step size ``eta = c / lambda_max(K_t / N)``; 2 is the edge of stability.
+        step: c of the step size ``eta = c / lambda_max(K_t / N)``; 2 is the edge of stability (4/3 with acceleration).
+        accelerated: Nesterov's momentum with restarts, for kernels so badly conditioned that plain descent would need
+            10^5 steps (global average pooling); the sum of steps is then no time of a gradient flow.
         tolerance: relative train MSE at which a member is done.
         max_steps: after which a member that is not done is "unconverged".
         snapshots: how many points of training keep their parameters, at log-spaced times, first and last included.
@@ -44,6 +46,7 @@ class Trainer:
 
     richness: Richness = "ntk"
     step: float = 1.5
+    accelerated: bool = False
     tolerance: float = 1e-4
     max_steps: int = 100_000
     snapshots: int = 8
@@ -55,6 +58,8 @@ class Trainer:
         _check_richness(self.richness)
         if not 0 < self.step < 4:
             raise ValueError(f"trainer.step must lie between 0 and 4 (2 is the edge of stability), not {self.step}.")
+        if self.accelerated and self.step > 4 / 3:
+            raise ValueError(f"trainer.step must be at most 4/3 with trainer.accelerated=true, not {self.step}.")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"trainer.tolerance is a relative train MSE between 0 and 1, not {self.tolerance}.")
         for name, least in (("max_steps", 1), ("snapshots", 2)):
@@ -165,9 +170,9 @@ class Trainer:
             net,
             {name: value.clone() for name, value in initial.items() if name in trained},
             {name: value for name, value in initial.items() if name not in trained},
-            x, y, z_0, torch.tensor(gamma).to(y), tuple(m.data for m in members),
+            x, y, z_0, torch.tensor(gamma, dtype=torch.float64).to(y), tuple(m.data for m in members),
         )  # fmt: skip
-        courses = descend(batch, Rule(self.step, self.tolerance, self.max_steps), progress)
+        courses = descend(batch, Rule(self.step, self.tolerance, self.max_steps, self.accelerated), progress)
         return self._trained(net, tasks, members, initial, courses, gamma)
 
     def network(self, model: nn.Module) -> nn.Module:
@@ -188,8 +193,10 @@ class Trainer:
             fixed = {name: value[i] for name, value in initial.items()}
             snapshots = _collect([{**fixed, **course.snapshots[step]} for step in taken])
             params.append({name: torch.stack(values) for name, values in snapshots.items()})
-            losses, steps = (torch.tensor(v, dtype=torch.float64) for v in (course.losses, course.steps))
-            history.append(History(steps, losses, torch.tensor(taken)))
+            steps, momenta, losses = (
+                torch.tensor(values, dtype=torch.float64) for values in (course.steps, course.momenta, course.losses)
+            )
+            history.append(History(steps, momenta, losses, torch.tensor(taken)))
             ends = {name: value[[0, -1]] for name, value in params[-1].items()}
             task = tasks[member.data]
             f_T.append(change(net, ends, torch.cat([task.x_train, task.x_test]))[1] / gamma[i])

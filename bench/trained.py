@@ -57,11 +57,13 @@ class History:
 
     Attributes:
         steps: learning rate of every step, [n_steps]; their sum is the time t.
+        momenta: the share of the last move by which each step went on, [n_steps]; zero without acceleration.
         loss: relative train MSE before every step and after the last, [n_steps + 1].
         snapshot_steps: at which step each snapshot was taken, [S]; 0 first, the last step last.
     """
 
     steps: Tensor
+    momenta: Tensor
     loss: Tensor
     snapshot_steps: Tensor
 

@@ -38,7 +38,9 @@ class Linearised:
         """[n_test, c]."""
         n, f_0 = trained.task(member).n_train, trained.f_0[member]
         kernel = empirical(trained, member, 0)
-        predictor = KernelPredictor(kernel[:n], base="init", time=trained.history[member].steps)
+        history = trained.history[member]
+        momenta = history.momenta if bool(history.momenta.any()) else None
+        predictor = KernelPredictor(kernel[:n], base="init", time=history.steps, momenta=momenta)
         predictor.fit(train_labels(trained, member), f_0[:n])
         return predictor.predict(kernel[n:], f_0[n:])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from bench.record import Record, Score
 from bench.train import Trainer, part_of
 from bench.trained import History, Member, Trained, join, members
 from tasks.task import Task
+
+HISTORY = tuple(field.name for field in fields(History))
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _write(part: Trained, batch: list[str], path: Path) -> None:
     history = part.history[0]
     arrays = {f"params/{name}": value[0].cpu().numpy() for name, value in part.params.items()}
     arrays |= {"f_T": part.f_T[0].cpu().numpy(), "gamma": np.array(part.gamma[0]), "status": np.array(part.status[0])}
-    arrays |= {name: getattr(history, name).numpy() for name in ("steps", "loss", "snapshot_steps")}
+    arrays |= {name: getattr(history, name).numpy() for name in HISTORY}
     store.write_npz(path, {**arrays, "batch": np.array(batch)})
 
 
@@ -190,7 +192,7 @@ def _read(cell: Cell, member: Member, folder: Path) -> tuple[Trained, list[str]]
         f_0=torch.zeros_like(f_T),
         f_T=f_T,
         gamma=(float(arrays["gamma"]),),
-        history=(History(*(torch.from_numpy(arrays[name]) for name in ("steps", "loss", "snapshot_steps"))),),
+        history=(History(*(torch.from_numpy(arrays[name]) for name in HISTORY)),),
         status=(str(arrays["status"]),),
     )
     return replace(trained, settings=store.plain(cell.trainer)), [str(name) for name in arrays["batch"]]

@@ -104,7 +104,8 @@ def test_a_cnn_trains_one_member_at_a_time():
 @pytest.mark.parametrize(
     "settings",
     [{"richness": -1.0}, {"richness": "rich"}, {"step": 5.0}, {"tolerance": 0.0}, {"max_steps": 0}, {"snapshots": 1},
-     {"device": "tpu"}, {"dtype": "float16"}, {"richness": math.nan}],
+     {"device": "tpu"}, {"dtype": "float16"},
+     {"step": 1.5, "accelerated": True}, {"richness": math.nan}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(settings):
     with pytest.raises(ValueError, match=f"trainer.{next(iter(settings))}"):
@@ -115,3 +116,40 @@ def test_richness_needs_ntk_parameterization():
     net = mlp(8, 16, 1, 1, parameterization="standard")
     with pytest.raises(ValueError, match="parameterization"):
         Trainer(richness=1.0).fit(net, draws(1), members(1, 1))
+
+
+def test_acceleration_is_nesterovs_by_hand():
+    task, net = draws(1)[0], network()
+    trained = Trainer(richness=0.3, dtype="float64", accelerated=True, step=1.0).fit(net, [task], members(1, 1))
+    history, gamma = trained.history[0], trained.gamma[0]
+    names = list(trained.params)
+    x, y = task.x_train.double(), task.y_train.double()
+    point = [trained.params_0[name][0].double().requires_grad_() for name in names]
+    reached = [p.detach().clone() for p in point]
+
+    def z(values):
+        return torch.func.functional_call(net.double(), dict(zip(names, values, strict=True)), (x,))
+
+    z_0 = z(point).detach()
+    for eta, momentum in zip(history.steps.tolist(), history.momenta.tolist(), strict=True):
+        loss = ((z(point) - z_0) / gamma - y).square().sum() / (2 * len(x))
+        ends = [p.detach() - eta * gamma**2 * g for p, g in zip(point, torch.autograd.grad(loss, point), strict=True)]
+        point = [(e + momentum * (e - r)).requires_grad_() for e, r in zip(ends, reached, strict=True)]
+        reached = ends
+    for name, value in zip(names, point, strict=True):
+        torch.testing.assert_close(trained.params_T[name][0], value.detach(), rtol=1e-7, atol=1e-9)
+    assert history.momenta[:3].tolist() == [0, 1 / 4, 2 / 5]
+
+
+def test_acceleration_needs_fewer_steps_and_its_linear_model_is_exact():
+    settings = {"richness": 0.03, "readout_only": True, "dtype": "float64", "tolerance": 1e-3, "max_steps": 3000}
+    plain = Trainer(**settings).fit(network(256), draws(), members(2, 1))
+    fast = Trainer(**settings, accelerated=True, step=1.0).fit(network(256), draws(), members(2, 1))
+    for one, other in zip(plain.history, fast.history, strict=True):
+        assert len(other.steps) < 0.5 * len(one.steps)
+    history, kernel = fast.history[0], fast.ntk[0, 0][:, :, 0, 0]
+    predictor = KernelPredictor(kernel[:24], time=history.steps, momenta=history.momenta).fit(fast.task(0).y_train)
+    difference = (predictor.predict(kernel) - fast.f_T[0]).norm() / fast.f_T[0].norm()
+    assert float(difference) < 1e-8
+    forgotten = KernelPredictor(kernel[:24], time=history.steps).fit(fast.task(0).y_train)
+    assert float((forgotten.predict(kernel) - fast.f_T[0]).norm() / fast.f_T[0].norm()) > 1e-3
