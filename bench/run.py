@@ -30,12 +30,13 @@ def main(arguments: Sequence[str]) -> int:
     """``python -m bench``. Returns the exit code: 0, 1 (a cell is not done) or 2 (wrong settings, nothing trained)."""
     arguments = list(arguments) or ["experiment=after_kernel"]
     flags = [a for a in arguments if a.startswith("-")]
+    overrides = [a for a in arguments if a not in flags]
     if set(flags) - {"-m", "--multirun"}:  # --help, --cfg job: Hydra's own
         return _hydra(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread a process, and the same bits on every machine
     started = time.perf_counter()
     try:
-        cells = plan([a for a in arguments if a not in flags], multirun=bool(flags))
+        cells = plan(overrides, multirun=bool(flags))
     except PlanError as error:
         print(f"widebench: {error}", file=sys.stderr)
         return 2
@@ -43,10 +44,10 @@ def main(arguments: Sequence[str]) -> int:
     missing = [p for p in cells if p.config.force or not study.finished(p.cell, p.folder)]
     if missing:
         several = len(missing) > 1
-        if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in arguments):
-            arguments.insert(0, "hydra/launcher=joblib")
+        if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in overrides):
+            overrides.append("hydra/launcher=joblib")
         with progress.watch([progress.Job(p.folder, p.cell.work) for p in missing]):
-            _hydra(arguments)
+            _hydra([*overrides, *flags])
     records = [_read(p) for p in cells]
     print(text_table(records))
     begun = time.process_time()

@@ -16,6 +16,7 @@ QUANTITIES = {
     "kernel/initial_to_infinite": "distance of the initial to the infinite kernel",
     "kernel/motion": "kernel motion",
     "infinite_ntk/relative_l2": "distance of the network to the lazy theory",
+    "linearised/relative_l2": "distance of the network to its linearisation",
 }
 LEAST = 3  # widths: through two points there is always a line
 
@@ -25,6 +26,7 @@ THEORY = {
     "kernel/initial_to_infinite": ("-1/2", "-1/2"),
     "kernel/motion": ("-1", "0"),
     "infinite_ntk/relative_l2": ("-1/2", "0 once wide"),
+    "linearised/relative_l2": ("-1; -3/4 with kinks", "0"),  # ReLU: masks flip; a heuristic that measurements bear out
 }
 
 

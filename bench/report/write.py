@@ -7,7 +7,9 @@ from pathlib import Path
 
 from bench.record import Record
 from bench.report.collect import Collected, collect
+from bench.report.picture import main_picture, with_skill
 from bench.report.render import report_page
+from bench.report.studies import studies
 from bench.report.tables import main_csv, main_tex, scores_csv
 from bench.store import write_text
 
@@ -23,6 +25,8 @@ class Report:
 def write_report(runs: Path, out: Path) -> Report:
     """Read every run below ``runs``; write ``report.html``, ``main.csv``, ``scores.csv`` and ``main.tex`` to ``out``.
 
+    ``main.png`` is the main picture, for slides; it is left out where no cell has a skill.
+
     The same runs give the same bytes.
 
     Raises:
@@ -37,13 +41,16 @@ def write_report(runs: Path, out: Path) -> Report:
         "scores.csv": scores_csv(records),
         "main.tex": main_tex(records),
     }
-    for name, text in contents.items():
-        try:
+    try:
+        for name, text in contents.items():
             write_text(out / name, text)
-        except OSError as error:
-            sentence = f"The report cannot be written to {out} ({error.strerror}): name another folder by out=DIR."
-            raise OSError(sentence) from error
-    return Report(collected, tuple(out / name for name in contents))
+        pictures = [out / "main.png"] if with_skill(studies(records)) else []
+        for picture in pictures:
+            main_picture(records, picture)
+    except OSError as error:
+        sentence = f"The report cannot be written to {out} ({error.strerror}): name another folder by out=DIR."
+        raise OSError(sentence) from error
+    return Report(collected, (*(out / name for name in contents), *pictures))
 
 
 def write_record_page(record: Record, out_file: Path) -> None:

@@ -27,7 +27,7 @@ def test_the_same_runs_give_the_same_bytes_wherever_the_report_lies(runs, tmp_pa
     for out in (tmp_path / "one", tmp_path / "two", runs / "report", runs / "report"):
         assert main([f"runs={runs}", f"out={out}"]) == 0
     first = contents(tmp_path / "one")
-    assert set(first) == {"report.html", "main.csv", "scores.csv", "main.tex"}
+    assert set(first) == {"report.html", "main.csv", "scores.csv", "main.tex", "main.png"}
     assert contents(tmp_path / "two") == first
     assert contents(runs / "report") == first
     assert "not done" not in capsys.readouterr().out
