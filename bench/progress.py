@@ -6,6 +6,7 @@ Files, because the launchers run cells in other processes and on other machines.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +19,22 @@ FILE = ".progress"
 DONE = "environment.json"
 """Written last by a cell that ran, whether it succeeded or not."""
 SECONDS = 0.5
+COMMAND = "WIDEBENCH_COMMAND"
+"""Environment variable: the process whose children do the work, where a launcher makes such workers."""
 
 
 def reporter(folder: Path) -> Callable[[float], None]:
-    """For a trainer: call it with the share of the training that is done, as often as convenient."""
+    """For a trainer: call it with the share of the training that is done, as often as convenient.
+
+    In a worker of a command that has been killed it ends the process: nobody waits for the rest, and whoever runs the
+    command again wants the folder.
+    """
     last = 0.0
 
     def report(share: float) -> None:
         nonlocal last
+        if os.environ.get(COMMAND, str(os.getppid())) != str(os.getppid()):
+            os._exit(1)
         if time.monotonic() - last < SECONDS:
             return
         last = time.monotonic()

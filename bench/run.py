@@ -25,6 +25,9 @@ from bench.record import Record
 from bench.report import text_table, write_report
 from bench.studies import cell as study
 
+PATIENCE = 5.0
+"""Seconds until a folder that another process holds is skipped: the workers of a killed command need some to end."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """``python -m bench``. Returns the exit code: 0, 1 (a cell is not done) or 2 (wrong settings, nothing trained)."""
@@ -46,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         several = len(missing) > 1
         if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in overrides):
             overrides.append("hydra/launcher=joblib")
+        if "hydra/launcher=joblib" in overrides:
+            os.environ[progress.COMMAND] = str(os.getpid())
         with progress.watch([progress.Job(p.folder, p.cell.work) for p in missing]):
             _hydra([*overrides, *flags])
     records = [_read(p) for p in cells]
@@ -85,7 +90,7 @@ def job(config: DictConfig) -> None:
     cell = build(config)
     folder = Path(config.runs) / cell.name
     try:
-        with store.lock(folder).acquire(timeout=0):
+        with store.lock(folder).acquire(timeout=PATIENCE):
             if config.force:
                 _clear(folder)
             elif study.finished(cell, folder):

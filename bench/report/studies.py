@@ -102,6 +102,12 @@ def richness_label(richness: Any) -> str:
     return f"{value:g}" if kind == 1 else ABSENT if richness is None else str(richness)
 
 
+def model_label(record: Record) -> str:
+    """The model, and how it reads out where that is a choice."""
+    named = [record.card.get(key) for key in ("model", "readout")]
+    return " ".join(str(name) for name in named if name is not None) or ABSENT
+
+
 def width_label(width: float) -> str:
     return f"{width:.10g}" if math.isfinite(width) else ABSENT
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.record import Record, Score
 from bench.report.formats import ABSENT, bare, compact, error_of, number
-from bench.report.studies import cell_order, richness_label, width_label, width_of
+from bench.report.studies import cell_order, model_label, richness_label, width_label, width_of
 from bench.report.verdicts import NAMES, PREDICTORS, floor_skill
 from bench.store import plain
 
@@ -138,7 +138,7 @@ def _text_row(record: Record) -> list[str]:
     card, floor = record.card, bare(number(floor_skill(record)))
     return [
         _clipped(card.get("task")),
-        _clipped(card.get("model")),
+        _clipped(model_label(record)),
         width_label(width_of(record)),
         richness_label(card.get("richness")),
         _status(record),
@@ -169,7 +169,7 @@ def _tex_row(record: Record) -> list[str]:
     card = record.card
     return [
         _tex_text(card.get("task", "")),
-        _tex_text(card.get("model", "")),
+        _tex_text(model_label(record)),
         _tex_text(width_label(width_of(record))),
         _tex_text(richness_label(card.get("richness"))),
         _tex_score(record.score("network/test_error")),

@@ -27,7 +27,11 @@ def bench(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of the runs, timings and environment aside."""
-    kept = [p for p in (folder / "runs").rglob("*") if p.is_file() and p.name not in ("environment.json", ".lock")]
+    kept = [
+        p
+        for p in (folder / "runs").rglob("*")
+        if p.is_file() and p.name not in ("environment.json", ".lock", "multirun.yaml")
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept if not path.name.endswith(".tmp")}
 
 
@@ -104,3 +108,20 @@ def test_a_second_run_trains_nothing_and_more_seeds_train_only_those(tmp_path):
     assert all(path.stat().st_mtime_ns == before[path] for path in trained)
     records = [store.read_record(path.parent) for path in tmp_path.glob("runs/*/record.json")]
     assert [record.card["members_scored"] for record in records] == [6, 6]
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_command_end_and_the_next_one_finishes(tmp_path):
+    long = [*SMALL[:-2], "model.width=512,513", "trainer.tolerance=1e-9", "trainer.max_steps=2000", "task.n_train=100"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", *long], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/.progress")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)  # the command alone, not its workers
+    process.wait()
+    done = bench(long, tmp_path)
+    assert "skipped" not in done.stdout
+    records = [store.read_record(path.parent) for path in tmp_path.glob("runs/*/record.json")]
+    assert [record.status for record in records] == ["unconverged", "unconverged"]
