@@ -57,8 +57,8 @@ HOW_TO_READ = (
      "field. Larger is richer; the kernel motion says how far the kernel moved."),
     ("test error", "|f - y|² / |y|² on the test points, y the clean labels: 1 is the error of answering zero."),
     ("kernel motion", "|K_T - K_0| / |K_0|, Frobenius norms on the training points; distance: 1 - cosine of K_T, K_0."),
-    ("numbers", "mean ± standard error (number of networks); inits are nested within data draws. With two data draws the "
-     "error itself is rough, and often too small by half: seeds.data=12 gives a better one."),
+    ("numbers", "mean ± standard error (number of networks); inits are nested within data draws. With two data draws "
+     "the error itself is rough, and often too small by half: seeds.data=12 gives a better one."),
 )  # fmt: skip
 
 
