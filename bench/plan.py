@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
+import pydoc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,10 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from torch import nn
 
 from bench import store, tracking
@@ -151,9 +153,14 @@ def _model(settings: DictConfig, task: Task) -> nn.Module:
     if len(shape) == 3:
         known |= {"in_channels": shape[0], "image_size": shape[1]}
     try:
-        parameters = inspect.signature(hydra.utils.get_object(str(settings._target_))).parameters
-    except Exception as error:  # whatever importing a user's module raises
+        maker: Any = pydoc.locate(str(settings._target_))
+    except pydoc.ErrorDuringImport as error:
         raise PlanError(f"model._target_: {_sentence(error)}") from error
+    if not callable(maker):
+        raise PlanError(
+            f"model._target_={settings._target_} is nothing that makes a model: name a function or a class."
+        )
+    parameters = inspect.signature(maker).parameters
     if "in_channels" in parameters and len(shape) != 3:
         raise PlanError(
             f"model: {settings._target_} needs images, and {task.name} gives inputs of shape {list(shape)}."
@@ -204,7 +211,19 @@ def _check_folder(field: str, folder: Path) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    """The innermost cause, as one line."""
-    while error.__cause__ is not None:
+    """The cause beneath Hydra's wrapping, as one line."""
+    while isinstance(error, HydraException) and not isinstance(error, MissingConfigException) and error.__cause__:
         error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"Unknown {group} '{name}'.{_nearest(name, error.options)} Available: {', '.join(error.options)}."
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key:
+        known = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
+        name = str(error.full_key).rpartition(".")[2]
+        return f"Unknown setting '{error.full_key}'.{_nearest(name, known)} Available: {', '.join(known)}."
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" Did you mean '{near[0]}'?" if near else ""

@@ -124,5 +124,5 @@ def check_settings(name: str, targets: tuple[Target, ...], base: str, ridge: flo
             f"compare.{name}.base must be init or zero, not {base!r}: with the trained network as base any kernel "
             "matches it."
         )
-    if not 0 <= ridge < math.inf:
-        raise ValueError(f"compare.{name}.ridge must be a number of at least 0, not {ridge}.")
+    if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < math.inf:
+        raise ValueError(f"compare.{name}.ridge must be a number of at least 0, not {ridge!r}.")
