@@ -145,14 +145,12 @@ def _split(cells: Sequence[Planned], own: dict[str, float], wall: float) -> str:
     split: dict[str, float] = {}
     processes = {_process(): time.process_time()}
     for planned in cells:
-        path = planned.folder / progress.DONE
-        if not path.exists():
-            continue
-        environment = store.read_json(path)
-        for name, seconds in environment["split"].items():
-            split[name] = split.get(name, 0.0) + seconds
-        process = environment["process"]
-        processes[process] = max(processes.get(process, 0.0), environment["process_seconds"])
+        with contextlib.suppress(OSError, ValueError):  # nothing there, or damaged
+            environment = store.read_json(planned.folder / progress.DONE)
+            for name, seconds in environment["split"].items():
+                split[name] = split.get(name, 0.0) + seconds
+            process = environment["process"]
+            processes[process] = max(processes.get(process, 0.0), environment["process_seconds"])
     split |= own
     total = sum(processes.values())
     split["start-up"] = total - sum(split.values())

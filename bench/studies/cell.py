@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -137,11 +138,10 @@ def _ask(
     """The comparison's answer, from disk where the same question was asked of the same networks."""
     path = folder / f"{comparison.name}.json"
     key = store.settings_hash([store.plain(comparison), decided, [member.name for member in trained.members]])
-    if path.exists():
+    with contextlib.suppress(FileNotFoundError, ValueError):  # damaged: asked again
         content = store.read_json(path)
         if content.get("key") == key:
-            arrays = path.with_suffix(".npz")
-            return content, store.read_npz(arrays) if content["arrays"] else {}
+            return content, store.read_npz(path.with_suffix(".npz")) if content["arrays"] else {}
     content = {"key": key, "scores": [], "unavailable": "", "arrays": False}
     found: dict[str, np.ndarray] = {}
     try:

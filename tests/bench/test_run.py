@@ -125,3 +125,19 @@ def test_workers_of_a_killed_command_end_and_the_next_one_finishes(tmp_path):
     assert "skipped" not in done.stdout
     records = [store.read_record(path.parent) for path in tmp_path.glob("runs/*/record.json")]
     assert [record.status for record in records] == ["unconverged", "unconverged"]
+
+
+@pytest.mark.slow
+def test_damaged_files_are_made_again(tmp_path):
+    one = [*SMALL[1:-2], "model.width=16"]
+    assert bench(one, tmp_path).returncode == 0
+    whole = contents(tmp_path)
+    folder = next(tmp_path.glob("runs/*-w16-*"))
+    (folder / "trained" / "data0-init1-order0.npz").write_bytes(b"PK half of it")
+    (folder / "scores" / "after.json").write_text("junk")
+    (folder / "scores" / "after.npz").write_bytes(b"")
+    (folder / "record.json").write_text('{"schema": 1')
+    (folder / "config.yaml").write_text("a: [")
+    (folder / "environment.json").write_text("")
+    assert bench(one, tmp_path).returncode == 0
+    assert contents(tmp_path) == whole
