@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bench.theory.contract import mode_sum
 
-_TOLERANCE = 1e-9  # Newton is quadratic: the step after one of this size is below rounding
+_TOLERANCE = 1e-8  # Newton is quadratic: the step after one of this size is below rounding
+_STALE = 8.0  # kappa may move by this factor before modes are split anew: no term is above 8/9 then
 _MOST_STEPS = 500  # bisection alone needs 64 for all of float64's range
 _CACHE = 100_000  # entries of a block: its temporaries stay in the cache of a CPU core
 _GPU = 2**24
@@ -74,8 +75,9 @@ def solve(
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         # Two differentiable Newton steps from the root: each squares the error, so the value stays and derivatives up
         # to the third are those of the implicit function.
+        split = _split(eigenvalues, kappa)
         for _ in range(2):
-            value, slope = _newton(eigenvalues, multiplicities, n, tail, kappa)
+            value, slope = _newton(eigenvalues, multiplicities, n, tail, kappa, split)
             kappa = kappa * (value / slope).exp()
     return kappa
 
@@ -118,42 +120,58 @@ def _iterate(
     upper: Tensor,
     kappa: Tensor,
 ) -> Tensor:
+    split = _split(eigenvalues, kappa)
     for _ in range(_MOST_STEPS):
-        value, slope = _newton(eigenvalues, multiplicities, n, tail, kappa)
+        value, slope = _newton(eigenvalues, multiplicities, n, tail, kappa, split)
         lower = torch.where(value >= 0, kappa, lower)
         upper = torch.where(value <= 0, kappa, upper)
         following = kappa * (value / slope).exp()
         outside = ~((following >= lower) & (following <= upper))
         following = torch.where(outside, lower.sqrt() * upper.sqrt(), following)
-        change = (following / kappa - 1).abs().amax()
+        change = float((following / kappa - 1).abs().amax())
         kappa = following
-        if float(change) < _TOLERANCE:
+        moved = float(torch.maximum(kappa / split.at, split.at / kappa).amax())
+        if moved > _STALE:
+            split = _split(eigenvalues, kappa)
+        elif change < _TOLERANCE:
             return kappa
-    raise ArithmeticError(f"No convergence of kappa: the last relative step was {float(change):.3g}.")
+    raise ArithmeticError(f"No convergence of kappa: the last relative step was {change:.3g}.")
+
+
+@dataclass(frozen=True)
+class _Split:
+    at: Tensor  # [B], the kappa at which modes were split
+    above: Tensor  # [B, modes], 1 for modes above it, 0 for the others
+    small: Tensor  # [B, modes], the eigenvalues of the others, 0 for modes above
+
+
+def _split(eigenvalues: Tensor, kappa: Tensor) -> _Split:
+    above = (eigenvalues > kappa[:, None]).to(eigenvalues.dtype)
+    return _Split(kappa, above, eigenvalues * (1 - above))
 
 
 def _newton(
-    eigenvalues: Tensor, multiplicities: Tensor | None, n: Tensor, tail: Tail, kappa: Tensor
+    eigenvalues: Tensor, multiplicities: Tensor | None, n: Tensor, tail: Tail, kappa: Tensor, split: _Split
 ) -> tuple[Tensor, Tensor]:
     """A function of log kappa that is 0 at the root and falls through it, and minus its slope; both [B].
 
-    With N modes above kappa: learned = sum of L below kappa + tail, unlearned = sum of 1 - L above it, the equation is
+    With N modes above the split: learned = sum of L below it + tail, unlearned = sum of 1 - L above it, the equation is
     learned - unlearned = n - N. The term n - N goes to the side where it is positive, and logarithms are compared.
     """
     column = kappa[:, None]
-    small = torch.minimum(eigenvalues, column) / (eigenvalues + column)
-    above = (eigenvalues > column).to(small.dtype)
-    if multiplicities is not None:
-        above = above * multiplicities
-        below = multiplicities - above
-    else:
-        below = 1 - above
-    rates = small * (1 - small)
-    remainder = n - above.sum(-1)
+    inverse = (eigenvalues + column).reciprocal()
+    learned, unlearned = split.small * inverse, split.above * (column * inverse)
+    total, left_rate = _sums(learned, multiplicities)
+    right, right_rate = _sums(unlearned, multiplicities)
     extra, extra_rate = tail(kappa)
-    learned = (small * below).sum(-1) + extra
-    unlearned = (small * above).sum(-1)
-    left = torch.where(remainder < 0, learned - remainder, learned)
-    right = torch.where(remainder < 0, unlearned, unlearned + remainder)
-    slope = ((rates * below).sum(-1) + extra_rate) / left + (rates * above).sum(-1) / right
-    return (left / right).log(), slope
+    left, left_rate = total + extra, left_rate + extra_rate
+    remainder = n - mode_sum(split.above, multiplicities)
+    left = torch.where(remainder < 0, left - remainder, left)
+    right = torch.where(remainder < 0, right, right + remainder)
+    return (left / right).log(), left_rate / left + right_rate / right
+
+
+def _sums(shares: Tensor, multiplicities: Tensor | None) -> tuple[Tensor, Tensor]:
+    """sum m w and sum m w (1 - w)."""
+    first = mode_sum(shares, multiplicities)
+    return first, first - mode_sum(shares.square(), multiplicities)

@@ -77,9 +77,11 @@ def harmonic_counts(d: int, degrees: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _quadrature(d: int) -> tuple[Tensor, Tensor]:
-    """Angles and weights, of sum 1, of the density sin^(d-2)."""
+    """Angles and weights, of sum 1, of the density sin^(d-2), over as much of [0, pi] as it and any P_k^2 fill."""
     nodes, weights = (torch.from_numpy(array) for array in roots_legendre(_NODES))
-    angles = (nodes + 1) * (math.pi / 2)
+    # Around pi / 2, m_k P_k^2 times the density is e^(-d w^2 / 2) (d w^2)^k / k! at most: below e^-40 beyond this w.
+    half = min(math.pi / 2, math.sqrt((80 + 2 * _NODES) / d))
+    angles = math.pi / 2 + half * nodes
     weights = weights * angles.sin() ** (d - 2)
     return angles, weights / weights.sum()
 

@@ -40,6 +40,7 @@ def level_spectrum(traces: Tensor, multiplicities: Tensor, trace: Tensor) -> Spe
         ValueError: a level is negative beyond that: not a positive semidefinite kernel.
     """
     floor = _ROUNDINGS * torch.finfo(torch.float64).eps * trace.abs() * multiplicities.sqrt()
+    traces = torch.where(floor < trace.abs(), traces, 0.0)  # beyond, nothing but rounding is left
     if bool((traces < -floor).any()):
         level = int((traces + floor).argmin())
         raise ValueError(
