@@ -231,7 +231,8 @@ def occupations(eigenvalues: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
     column = kappa[..., None]
     if bool(((kappa > 0) & torch.isfinite(kappa)).all()):
         total = eigenvalues + column
-        return eigenvalues / total, column / total
+        learned = eigenvalues / total
+        return learned, torch.div(column, total, out=None if total.requires_grad else total)
     infinite = torch.isinf(column)
     column = torch.where(infinite, 1.0, column)
     total = eigenvalues + column

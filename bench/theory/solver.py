@@ -75,7 +75,7 @@ def solve(
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         # Two differentiable Newton steps from the root: each squares the error, so the value stays and derivatives up
         # to the third are those of the implicit function.
-        split = _split(eigenvalues, kappa)
+        split = _split(eigenvalues, multiplicities, kappa)
         for _ in range(2):
             value, slope = _newton(eigenvalues, multiplicities, n, tail, kappa, split)
             kappa = kappa * (value / slope).exp()
@@ -120,9 +120,11 @@ def _iterate(
     upper: Tensor,
     kappa: Tensor,
 ) -> Tensor:
-    split = _split(eigenvalues, kappa)
+    split = _split(eigenvalues, multiplicities, kappa)
+    # Fresh memory for every step would cost more than the arithmetic.
+    buffers = tuple(torch.empty_like(split.above) for _ in range(3))
     for _ in range(_MOST_STEPS):
-        value, slope = _newton(eigenvalues, multiplicities, n, tail, kappa, split)
+        value, slope = _newton(eigenvalues, multiplicities, n, tail, kappa, split, buffers)
         lower = torch.where(value >= 0, kappa, lower)
         upper = torch.where(value <= 0, kappa, upper)
         following = kappa * (value / slope).exp()
@@ -132,7 +134,7 @@ def _iterate(
         kappa = following
         moved = float(torch.maximum(kappa / split.at, split.at / kappa).amax())
         if moved > _STALE:
-            split = _split(eigenvalues, kappa)
+            split = _split(eigenvalues, multiplicities, kappa)
         elif change < _TOLERANCE:
             return kappa
     raise ArithmeticError(f"No convergence of kappa: the last relative step was {change:.3g}.")
@@ -143,15 +145,22 @@ class _Split:
     at: Tensor  # [B], the kappa at which modes were split
     above: Tensor  # [B, modes], 1 for modes above it, 0 for the others
     small: Tensor  # [B, modes], the eigenvalues of the others, 0 for modes above
+    count: Tensor  # [B], modes above
 
 
-def _split(eigenvalues: Tensor, kappa: Tensor) -> _Split:
+def _split(eigenvalues: Tensor, multiplicities: Tensor | None, kappa: Tensor) -> _Split:
     above = (eigenvalues > kappa[:, None]).to(eigenvalues.dtype)
-    return _Split(kappa, above, eigenvalues * (1 - above))
+    return _Split(kappa, above, eigenvalues * (1 - above), mode_sum(above, multiplicities))
 
 
 def _newton(
-    eigenvalues: Tensor, multiplicities: Tensor | None, n: Tensor, tail: Tail, kappa: Tensor, split: _Split
+    eigenvalues: Tensor,
+    multiplicities: Tensor | None,
+    n: Tensor,
+    tail: Tail,
+    kappa: Tensor,
+    split: _Split,
+    buffers: tuple[Tensor | None, ...] = (None, None, None),
 ) -> tuple[Tensor, Tensor]:
     """A function of log kappa that is 0 at the root and falls through it, and minus its slope; both [B].
 
@@ -159,19 +168,21 @@ def _newton(
     learned - unlearned = n - N. The term n - N goes to the side where it is positive, and logarithms are compared.
     """
     column = kappa[:, None]
-    inverse = (eigenvalues + column).reciprocal()
-    learned, unlearned = split.small * inverse, split.above * (column * inverse)
-    total, left_rate = _sums(learned, multiplicities)
-    right, right_rate = _sums(unlearned, multiplicities)
+    inverse = torch.add(eigenvalues, column, out=buffers[0]).reciprocal_()
+    learned = torch.mul(split.small, inverse, out=buffers[1])
+    unlearned = torch.mul(inverse, column, out=buffers[2]).mul_(split.above)
+    total, left_rate = _sums(learned, multiplicities, buffers[0])
+    right, right_rate = _sums(unlearned, multiplicities, buffers[0])
     extra, extra_rate = tail(kappa)
     left, left_rate = total + extra, left_rate + extra_rate
-    remainder = n - mode_sum(split.above, multiplicities)
+    remainder = n - split.count
     left = torch.where(remainder < 0, left - remainder, left)
     right = torch.where(remainder < 0, right, right + remainder)
     return (left / right).log(), left_rate / left + right_rate / right
 
 
-def _sums(shares: Tensor, multiplicities: Tensor | None) -> tuple[Tensor, Tensor]:
+def _sums(shares: Tensor, multiplicities: Tensor | None, buffer: Tensor | None) -> tuple[Tensor, Tensor]:
     """sum m w and sum m w (1 - w)."""
-    first = mode_sum(shares, multiplicities)
-    return first, first - mode_sum(shares.square(), multiplicities)
+    counted = shares if multiplicities is None else shares * multiplicities
+    total = counted.sum(-1)
+    return total, total - torch.mul(counted, shares, out=buffer).sum(-1)
