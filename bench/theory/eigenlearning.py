@@ -159,7 +159,8 @@ def eigenlearning(
     is n [100, 1] with target_power [5, modes].
 
     Args:
-        eigenvalues: [..., modes], at least 0, of any scale; zero modes are allowed and never learned.
+        eigenvalues: [..., modes], at least 0, of any scale; zero modes are allowed and never learned (rounding noise of
+            a decomposition above 0 counts as modes: `sample_spectrum` sets it to 0).
         target_power: [..., modes], squared coefficients of the target, summed within each level.
         n: number of training points, any real number of at least 0.
         ridge: delta, on the unnormalised Gram matrix.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +18,15 @@ def float64(name: str, value: Any, device: torch.device | None = None) -> Tensor
     Raises:
         ValueError: it is no array of numbers, or holds NaN or infinity.
     """
-    try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} must be a number or an array of numbers, not {type(value).__name__}.") from None
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        try:
+            array = np.array(value)  # a copy: torch warns of read-only arrays
+            tensor = torch.from_numpy(array if np.iscomplexobj(array) else array.astype(np.float64))
+        except (TypeError, ValueError):
+            kind = type(value).__name__
+            raise ValueError(f"{name} must be a number or an array of numbers, not {kind}.") from None
     if tensor.is_complex():
         raise ValueError(f"{name} must be real, not complex.")
     tensor = tensor.to(device=device or tensor.device, dtype=torch.float64)

@@ -209,6 +209,9 @@ def test_long_batches_and_long_spectra_are_solved_in_blocks():
         ({"eigenvalues": []}, "eigenvalues must be .* with at least one mode"),
         ({"eigenvalues": 3.0}, "eigenvalues must be .* with at least one mode"),
         ({"eigenvalues": "spectrum"}, "eigenvalues must be a number or an array"),
+        ({"eigenvalues": [1.0, [2.0, 3.0]]}, "eigenvalues must be a number or an array"),
+        ({"eigenvalues": None}, "eigenvalues must be"),
+        ({"eigenvalues": [1.0 + 1j, 0]}, "eigenvalues must be real"),
         ({"eigenvalues": [1.0, math.nan]}, "eigenvalues must be finite"),
         ({"eigenvalues": [1.0, math.inf]}, "eigenvalues must be finite"),
         ({"eigenvalues": [1.0, -0.1]}, "eigenvalues must be at least 0, not -0.1"),
@@ -231,6 +234,16 @@ def test_bad_input_is_refused_in_one_sentence(arguments, sentence):
     good = {"eigenvalues": [1.0, 0.5], "target_power": [1.0, 1.0], "n": 1}
     with pytest.raises(ValueError, match=sentence):
         eigenlearning(**{**good, **arguments})
+
+
+def test_any_kind_of_array_is_taken():
+    lam = np.array([1.0, 0.5])
+    lam.flags.writeable = False
+    expected = eigenlearning([1.0, 0.5], [1.0, 1.0], 1.5, 0.1).test_mse
+    for values in (lam, lam.astype(np.float32), lam.astype(np.longdouble), (1, 0.5), torch.tensor([1, 0.5])):
+        found = eigenlearning(values, np.ones(2, dtype=np.int64), np.float32(1.5), torch.tensor(0.1).double())
+        assert found.test_mse.dtype == torch.float64
+        assert float(found.test_mse) == pytest.approx(float(expected), rel=1e-7)  # 0.1 in float32
 
 
 def test_rounding_noise_of_an_eigendecomposition_is_clipped():
