@@ -35,9 +35,11 @@ class HermiteSpectrum(Spectrum):
 
     def features(self, z: Tensor) -> Tensor:
         """The normalised Hermite products phi_a, [N, modes], of whitened data z [N, d] (see `Whitening`)."""
-        highest = max((max(map(mode.count, mode)) for mode in self.monomials if mode), default=0)
-        tables = torch.stack(list(_hermite(z.T.to(torch.float64), highest)))  # [degree, d, N]
-        factors = [sorted({(mode.count(i), i) for i in mode}) for mode in self.monomials]
+        used = sorted({i for mode in self.monomials for i in mode}) or [0]
+        place_of = {dimension: place for place, dimension in enumerate(used)}
+        factors = [[(mode.count(i), place_of[i]) for i in sorted(set(mode))] for mode in self.monomials]
+        highest = max((power for row in factors for power, _ in row), default=0)
+        tables = torch.stack(_hermite(z[:, used].T.to(torch.float64), highest))  # [power, used dimensions, N]
         most = max(map(len, factors))
         padded = torch.tensor([row + [(0, 0)] * (most - len(row)) for row in factors]).reshape(len(factors), most, 2)
         product = torch.ones(len(factors), len(z), dtype=torch.float64, device=z.device)

@@ -16,7 +16,7 @@ from bench.theory.spectrum import Function, Kernel, Spectrum, Target, column_tar
 from bench.theory.zonal import first_row, level_spectrum, sampled_power
 
 _MOST_D = 1000  # C(d, k) is a float64
-_MOST_CORNERS = 24  # all 2^d values of a target in memory
+_MOST_CORNERS = 20  # all 2^d values of a target in memory
 
 
 def hypercube_spectrum(kernel: Kernel, d: int) -> Spectrum:
@@ -33,7 +33,7 @@ def hypercube_spectrum(kernel: Kernel, d: int) -> Spectrum:
 
 
 def hypercube_target(function: Function, d: int) -> Target:
-    """Power of any function on {-1, 1}^d in each level, exactly, from its values on all 2^d corners (d up to 24).
+    """Power of any function on {-1, 1}^d in each level, exactly, from its values on all 2^d corners (d up to 20).
 
     Raises:
         ValueError: d out of range, or values that are not finite.

@@ -67,6 +67,17 @@ def test_without_ridge():
     assert float(near.test_mse) == pytest.approx(float(saturated.test_mse), rel=1e-9)
 
 
+def test_batches_are_their_single_cases():
+    v2 = np.stack([V2, LAM])
+    n, k = torch.tensor([5.0, 50.0])[:, None], torch.tensor([20.0, 50.0, 400.0])[:, None, None]
+    found = random_features(LAM, v2, n, k, 0.1, 0.2)
+    assert found.test_mse.shape == (3, 2, 2)
+    for i, j, target in itertools.product(range(3), range(2), range(2)):
+        one = random_features(LAM, v2[target], float(n[j]), float(k[i]), 0.1, 0.2)
+        assert float(found.test_mse[i, j, target]) == pytest.approx(float(one.test_mse), rel=1e-13)
+        assert float(found.train_mse[i, j, target]) == pytest.approx(float(one.train_mse), rel=1e-13)
+
+
 def test_regression_on_drawn_features():
     """Gaussian features and inputs of M = 200 modes: corrections are of relative order 1 / min(n, k, |n - k|).
 

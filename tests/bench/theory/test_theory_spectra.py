@@ -232,7 +232,7 @@ def not_positive(x1, x2=None):
         (lambda: hypercube_spectrum(exponential(1), 0), "d of the hypercube must be"),
         (lambda: hypercube_spectrum(lambda a, b=None: torch.ones(2), 3), "kernel must map"),
         (lambda: hypercube_spectrum(lambda a, b=None: exponential(1)(a, b) * math.nan, 3), "NaN or infinity"),
-        (lambda: hypercube_target(lambda x: x[:, 0], 30), "from 1 to 24"),
+        (lambda: hypercube_target(lambda x: x[:, 0], 30), "from 1 to 20"),
         (lambda: hypercube_target(lambda x: x[:, 0] * math.nan, 3), "target must give finite values"),
         (lambda: sphere_spectrum(exponential(1), 2), "d of the sphere must be"),
         (lambda: sphere_spectrum(exponential(1), 3, degrees=1000), "degrees must be"),
