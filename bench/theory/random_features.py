@@ -116,7 +116,7 @@ def random_features(
 
 
 def _solve(eigenvalues: Tensor, multiplicities: Tensor | None, n: Tensor, features: Tensor, ridge: Tensor) -> Tensor:
-    """g of the batch shape of the last three; 0 without ridge from min(n, k) = rank on."""
+    """g of the batch shape of the last three; 0 without ridge from min(n, k) = rank on (see `solve_kappa`)."""
     batch = n.shape
     lam, counts = rows(eigenvalues, multiplicities, batch)
     points, width, delta = n.reshape(-1), features.reshape(-1), ridge.reshape(-1)
@@ -129,4 +129,6 @@ def _solve(eigenvalues: Tensor, multiplicities: Tensor | None, n: Tensor, featur
     with torch.no_grad():  # z <= sum m lambda / g and s <= sqrt(delta k / g) are both at most min(n, k) / 2 above this
         upper = torch.maximum(2 * mode_sum(lam, counts) / fewer, 4 * delta * width / fewer**2)
     g = solve(lam, counts, fewer, Tail(delta * width, gap), lower, upper) * scale
-    return torch.where(saturated, 0.0, g).reshape(batch)
+    rest = torch.where(saturated, fewer - support, 0.0)
+    limit = ratio(ridge.reshape(-1) * width, rest * (rest + gap), 0.0)  # of a small ridge: 0, with its derivative
+    return torch.where(saturated, limit, g).reshape(batch)

@@ -59,6 +59,18 @@ def test_beyond_the_rank_the_derivatives_are_those_of_a_small_ridge():
         torch.testing.assert_close(zero, small, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("n", "k"), [(20.0, 30.0), (30.0, 20.0)])
+def test_so_are_those_of_random_features(n, k):
+    def grads(ridge):
+        inputs = leaves(LAM, V2, n, k, ridge, 0.1)
+        found = random_features(*inputs, COUNTS)
+        value = found.test_mse + found.train_mse + found.kappa + found.overfitting_coefficient + found.feature_kappa
+        return torch.autograd.grad(value, inputs)
+
+    for zero, small in zip(grads(0.0), grads(1e-12), strict=True):
+        torch.testing.assert_close(zero, small, rtol=1e-5, atol=1e-5)
+
+
 def test_random_features_and_finite_population():
     def features(lam, v2, n, k, ridge, noise):
         found = random_features(lam, v2, n, k, ridge, noise, COUNTS)

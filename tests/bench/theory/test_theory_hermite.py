@@ -119,8 +119,8 @@ def test_spectrum_of_gaussian_data_from_its_covariance_alone():
 
 
 def test_power_of_a_target_without_bias():
-    """y = .8 z_0 + .6 e with e outside all modes: 200 modes from 1000 samples leak .36 / 1000 into each mode."""
-    d, samples, modes = 30, 1000, 200
+    """y = .8 z_0 + .6 e with e outside all modes: 400 modes from 1000 samples leak .36 / 1000 into each mode."""
+    d, samples, modes = 30, 1000, 400
     rng = torch.Generator().manual_seed(0)
     gamma = torch.arange(1, d + 1, dtype=torch.float64) ** -1.0
     spectrum = hermite_spectrum(gaussian(3.0), gamma, modes=modes)
@@ -131,7 +131,7 @@ def test_power_of_a_target_without_bias():
     assert float(target.missing) == pytest.approx(0.36, rel=4 * (2 / (samples - modes)) ** 0.5)
     first = spectrum.monomials.index((0,))
     assert float(target.power[first]) == pytest.approx(0.64, rel=0.15)
-    # Spread over 200 modes of variance .36 / N each: the sum without bias is 0 within 4 sqrt(2 P) .36 / N.
+    # Spread over 400 modes of variance .36 / N each: the sum without bias is 0 within 4 sqrt(2 P) .36 / N.
     rest = float(target.power.sum() - target.power[first])
     assert abs(rest) < 0.36 / samples * 4 * (2 * modes) ** 0.5
     assert (target.power >= 0).all()
