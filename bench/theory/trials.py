@@ -27,7 +27,13 @@ class Trials:
     coefficients: Tensor | None  # [trials, modes, c], of the predictors in the basis given
 
     def mean(self, name: str) -> tuple[Tensor, Tensor]:
-        """Mean over trials and its standard error, [c], of a field."""
+        """Mean over trials, at least 2, and its standard error, [c], of a field.
+
+        Raises:
+            ValueError: a single trial.
+        """
+        if len(self.test_mse) < 2:
+            raise ValueError("A standard error needs at least 2 trials.")
         values: Tensor = getattr(self, name)
         return values.mean(0), values.std(0) / len(values) ** 0.5
 

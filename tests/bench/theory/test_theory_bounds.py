@@ -6,11 +6,14 @@ import pytest
 import torch
 from theory_references import corners, network_kernel
 
+from bench.predict import KernelPredictor
 from bench.theory.bounds import first_point_mse, initial_slopes, parity_bound, points_for_parity
 from bench.theory.early_stopping import crossover_time, effective_ridge, largest_stable_step
 from bench.theory.eigenlearning import eigenlearning
 from bench.theory.estimators import gcv
+from bench.theory.finite_population import finite_population
 from bench.theory.hypercube import hypercube_spectrum
+from bench.theory.sample import sample_spectrum
 from bench.theory.shift import shifted_mse
 from bench.theory.trials import kernel_trials
 
@@ -87,6 +90,32 @@ def test_early_stopping():
     kappa = eigenlearning(LAM, LAM, 4.0, ridge, multiplicities=COUNTS).kappa
     e_0 = eigenlearning(LAM, LAM, 4.0, multiplicities=COUNTS).overfitting_coefficient
     assert 1 < float(kappa * time[1]) < 1 + float(e_0)
+
+
+def test_a_stopped_flow_is_roughly_a_ridge():
+    """On the 8-cube, at every time: within 15 % (a mode's error is (1 + u)^-1 for ridge and e^-u for the flow, u its
+    learning rate x time: at most .2 apart), while a tenth of the ridge is off by more than that somewhere."""
+    x, n, trials = corners(8), 64, 12
+    kernel = network_kernel(8)(x)
+    target = ((x[:, 0] + x[:, :2].prod(1) + x[:, :3].prod(1)) / 3**0.5)[:, None]
+    spectrum = sample_spectrum(kernel)
+    rng = torch.Generator().manual_seed(0)
+    gaps = []
+    for time in (1.0, 10.0, 100.0, 1000.0):
+        errors = []
+        for _ in range(trials):
+            order = torch.randperm(256, generator=rng)
+            train, test = order[:n], order[n:]
+            flow = KernelPredictor(kernel[train][:, train], time=time).fit(target[train])
+            errors.append((flow.predict(kernel[test][:, train]) - target[test]).square().mean())
+        measured = torch.stack(errors)
+        ridges = effective_ridge(n, time) * torch.tensor([1.0, 0.1])[:, None]
+        predicted = finite_population(spectrum.eigenvalues, spectrum.target(target).power, n, ridges).test_mse[:, 0]
+        error = 3 * measured.std() / trials**0.5
+        gaps.append(((measured.mean() - predicted).abs() - error) / predicted)
+    right, wrong = torch.stack(gaps, 1)
+    assert (right < 0.15).all()
+    assert (wrong > 0.15).any()
 
 
 def test_the_largest_stable_step():

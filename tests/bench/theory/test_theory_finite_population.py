@@ -173,3 +173,9 @@ def test_bad_input_of_the_finite_population(arguments, sentence):
 def test_bad_sizes_of_trials(n):
     with pytest.raises(ValueError, match="trials and n must be at least 1, and n at most M = 8"):
         kernel_trials(torch.eye(8).double(), torch.ones(8, 1).double(), n, trials=2, generator=torch.Generator())
+
+
+def test_one_trial_has_no_standard_error():
+    one = kernel_trials(torch.eye(8).double(), torch.ones(8, 1).double(), 3, trials=1, generator=torch.Generator())
+    with pytest.raises(ValueError, match="at least 2 trials"):
+        one.mean("test_mse")
