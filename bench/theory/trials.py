@@ -1,7 +1,7 @@
 """Kernel regression on random training sets from a finite domain: what the theory predicts, measured.
 
 All trials are one batched solve; predictions on the whole domain are one matrix product (dual weights scattered into
-zero vectors), so 300 trials of 128 from 256 points take a tenth of a second.
+zero vectors), so 300 trials of 128 from 256 points take some tenths of a second.
 """
 
 from __future__ import annotations
