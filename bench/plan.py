@@ -38,15 +38,21 @@ class PlanError(Exception):
 
 @dataclass(frozen=True)
 class Planned:
-    """One cell: its overrides, its composed settings and what they build."""
+    """One cell, checked: its overrides, its composed settings, and what is known of it without its data and network.
+
+    A sweep may have hundreds: their tasks and models are built once to be checked, and not kept.
+    """
 
     overrides: tuple[str, ...]
     config: DictConfig
-    cell: Cell
+    name: str
+    settings: Mapping[str, Any]
+    card: Mapping[str, Any]
+    work: float
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.runs) / self.cell.name
+        return Path(self.config.runs) / self.name
 
 
 def plan(arguments: Sequence[str], multirun: bool = False) -> list[Planned]:
@@ -128,9 +134,10 @@ def _expand(arguments: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
 def _planned(overrides: tuple[str, ...]) -> Planned:
     config = hydra.compose("config", list(overrides))
     try:
-        return Planned(overrides, config, build(config))
+        cell = build(config)
     except PlanError as error:
         raise PlanError(f"{error} (cell: {' '.join(overrides)})" if overrides else str(error)) from error
+    return Planned(overrides, config, cell.name, cell.settings, cell.card, cell.work)
 
 
 def _make(field: str, settings: Any, kind: type, **more: Any) -> Any:

@@ -44,14 +44,14 @@ def main(arguments: Sequence[str]) -> int:
         print(f"widebench: {error}", file=sys.stderr)
         return 2
     planned = time.process_time()
-    missing = [p for p in cells if p.config.force or not study.finished(p.cell, p.folder)]
+    missing = [p for p in cells if p.config.force or not study.finished(p.settings, p.folder)]
     if missing:
         several = len(missing) > 1
         if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in overrides):
             overrides.append("hydra/launcher=joblib")
         if "hydra/launcher=joblib" in overrides:
             os.environ[progress.COMMAND] = str(os.getpid())
-        with progress.watch([progress.Job(p.folder, p.cell.work) for p in missing]):
+        with progress.watch([progress.Job(p.folder, p.work) for p in missing]):
             _hydra([*overrides, *flags])
     records = [_read(p) for p in cells]
     print(text_table(records))
@@ -93,7 +93,7 @@ def job(config: DictConfig) -> None:
         with store.lock(folder).acquire(timeout=PATIENCE):
             if config.force:
                 _clear(folder)
-            elif study.finished(cell, folder):
+            elif study.finished(cell.settings, folder):
                 return
             _run(config, cell, folder, started)
     except filelock.Timeout:
@@ -134,7 +134,7 @@ def _read(planned: Planned) -> Record:
         return store.read_record(planned.folder)
     except (FileNotFoundError, ValueError) as error:
         reason = "left no record" if isinstance(error, FileNotFoundError) else str(error)
-        return Record(planned.cell.name, "interrupted", reason, dict(planned.cell.card))
+        return Record(planned.name, "interrupted", reason, dict(planned.card))
 
 
 def _split(cells: Sequence[Planned], own: dict[str, float], wall: float) -> str:

@@ -44,7 +44,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     settings = ["task._target_=mine.cubes", "~task.d", "~task.degree", "~task.noise", "task.n_train=32"]
-    assert plan(settings)[0].cell.tasks[0].name == "cubes"
+    assert plan(settings)[0].card["task"] == "cubes"
 
 
 @pytest.mark.parametrize("command", sorted({" ".join(command.split()) for command in COMMANDS}))

@@ -55,11 +55,11 @@ class Cell:
         return float(parameters * self.tasks[0].n_train * len(self.members))
 
 
-def finished(cell: Cell, folder: Path) -> Record | None:
-    """The record of a cell that needs nothing more, else None."""
+def finished(settings: Mapping[str, Any], folder: Path) -> Record | None:
+    """The record of a cell of these settings that needs nothing more, else None."""
     try:
         record = store.read_record(folder) if (folder / "record.json").exists() else None
-        same = record is not None and store.read_yaml(folder / "config.yaml") == store.plain(cell.settings)
+        same = record is not None and store.read_yaml(folder / "config.yaml") == store.plain(settings)
     except (OSError, ValueError, KeyError, TypeError):  # damaged: made again
         return None
     return record if same and record is not None and record.status not in ("failed", "interrupted") else None
