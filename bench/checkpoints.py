@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +99,9 @@ def score(
         raise ValueError(f"base must be 'init' or 'zero', not {base!r}.")
     if not kernels or set(kernels) - set(KERNELS):
         raise ValueError(f"kernels must be some of {', '.join(KERNELS)}, not {list(kernels)}.")
-    if not gamma > 0:
-        raise ValueError(f"gamma must be positive, not {gamma}.")
-    starts, ends = _sequence(net_0), _sequence(net_T)
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 < gamma < math.inf:
+        raise ValueError(f"gamma must be a positive number, not {gamma!r}.")
+    starts, ends = _sequence("net_0", net_0), _sequence("net_T", net_T)
     if len(starts) != len(ends) or not starts:
         raise ValueError(f"net_0 and net_T must be as many modules, not {len(starts)} and {len(ends)}.")
     trained = _trained(starts, ends, _task(x, y, x_test, y_test), gamma, y_test is not None)
@@ -115,8 +116,11 @@ def score(
     return Scored(_record(trained, comparisons, base, gamma))
 
 
-def _sequence(nets: Nets) -> list[nn.Module]:
-    return [nets] if isinstance(nets, nn.Module) else list(nets)
+def _sequence(argument: str, nets: Nets) -> list[nn.Module]:
+    found: list[Any] = list(nets) if isinstance(nets, list | tuple) else [nets]
+    if not all(isinstance(net, nn.Module) for net in found):
+        raise ValueError(f"{argument} must be a torch.nn.Module or a list of them, not {type(found[0]).__name__}.")
+    return found
 
 
 def _task(x: Any, y: Any, x_test: Any, y_test: Any) -> Task:

@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+MOST_SEEDS = 10_000  # a typing error, beyond
+
 
 @dataclass
 class Seeds:
@@ -49,5 +51,8 @@ def check(config: DictConfig) -> None:
         message = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"{error.full_key or 'settings'}: {message}.") from error
     for axis in ("data", "init"):
-        if settings.seeds[axis] < 1:
-            raise ValueError(f"seeds.{axis} must be a whole number of at least 1, not {settings.seeds[axis]}.")
+        if not 1 <= settings.seeds[axis] <= MOST_SEEDS:
+            raise ValueError(f"seeds.{axis} must be a whole number from 1 to {MOST_SEEDS}, not {settings.seeds[axis]}.")
+    for name in ("runs", "report"):
+        if settings[name] == "":
+            raise ValueError(f"{name} must name a folder.")

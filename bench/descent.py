@@ -159,9 +159,11 @@ class _Descent:
         error = residuals(self.batch, dict(zip(self.batch.params, leaves, strict=True)))
         squares = error.flatten(1).square().sum(1)
         losses, lambdas = host(torch.stack([squares.detach() / self.scale, self.lambda_max]))
+        usable = [_usable(lambdas[row]) if row in refreshed else True for row in range(len(courses))]
+        worse = [row for row, course in enumerate(courses) if not usable[row] or _is_worse(course, losses[row])]
         for row in refreshed:
-            _schedule(courses[row], lambdas[row])
-        worse = [row for row, course in enumerate(courses) if _is_worse(course, losses[row])]
+            if row not in worse:  # what a point says that is taken back counts for nothing
+                _schedule(courses[row], lambdas[row])
         if worse:
             return self.take_back(active, courses, worse)
         finished = set()
@@ -280,7 +282,7 @@ def lambda_max(batch: Batch) -> Tensor:
 
 
 def _is_worse(course: Course, loss: float) -> bool:
-    if not (math.isfinite(loss) and _usable(course.lambda_max)):
+    if not math.isfinite(loss):
         return True
     return course.new_point and bool(course.losses) and loss > course.lowest * (1 + RISE)
 

@@ -147,7 +147,10 @@ def _make(field: str, settings: Any, kind: type, **more: Any) -> Any:
     try:
         made = hydra.utils.instantiate(settings, **more)
     except (InstantiationException, OSError, ValueError, TypeError) as error:
-        raise PlanError(f"{field}: {_sentence(error)}") from error
+        sentence = _sentence(error)
+        if "allocate memory" in sentence:
+            sentence = "it needs more memory than this machine has."
+        raise PlanError(f"{field}: {sentence}") from error
     if not isinstance(made, kind):
         raise PlanError(f"{field}: {settings._target_} makes a {type(made).__name__}, not a {kind.__name__}.")
     return made

@@ -16,8 +16,9 @@ from pathlib import Path
 from bench import store
 
 FILE = ".progress"
-DONE = "environment.json"
-"""Written last by a cell that ran, whether it succeeded or not."""
+DONE = "record.json"
+"""Written last by a cell that ran, whether it succeeded or not, and removed first."""
+ENVIRONMENT = "environment.json"
 SECONDS = 0.5
 COMMAND = "WIDEBENCH_COMMAND"
 """Environment variable: the process whose children do the work, where a launcher makes such workers."""
@@ -81,7 +82,7 @@ def _follow(jobs: Sequence[Job], stop: threading.Event) -> None:
         while True:
             last = stop.is_set()
             for job in jobs:
-                if job not in ended and _changed(job.folder / DONE) != before[job]:
+                if job not in ended and _changed(job.folder / DONE) not in (0.0, before[job]):
                     ended.add(job)
                     tqdm.write(_line(job.folder))
             bar.set_description_str(f"{len(ended)} of {len(jobs)} cells", refresh=False)
@@ -111,7 +112,7 @@ def _share(folder: Path, begun: float) -> float:
 
 def _line(folder: Path) -> str:
     try:
-        record, seconds = store.read_json(folder / "record.json"), store.read_json(folder / DONE)["wall_seconds"]
+        record, seconds = store.read_json(folder / DONE), store.read_json(folder / ENVIRONMENT)["wall_seconds"]
         return f"{folder.name}: {record['status']} in {seconds:.1f} s. {record['reason']}".rstrip()
     except (OSError, ValueError, KeyError, TypeError):
         return f"{folder.name}: left no record."

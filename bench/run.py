@@ -44,7 +44,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"widebench: {error}", file=sys.stderr)
         return 2
     planned = time.process_time()
-    missing = [p for p in cells if p.config.force or not study.finished(p.settings, p.folder)]
+    missing = [
+        p
+        for p in cells
+        if p.config.force or not (study.finished(p.settings, p.folder) and _is_tracked(p.config, p.folder))
+    ]
     if missing:
         several = len(missing) > 1
         if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in overrides):
@@ -93,9 +97,11 @@ def job(config: DictConfig) -> None:
         with store.lock(folder).acquire(timeout=PATIENCE):
             if config.force:
                 _clear(folder)
-            elif study.finished(cell.settings, folder):
-                return
-            _run(config, cell, folder, started)
+            if record := study.finished(cell.settings, folder):
+                if not _is_tracked(config, folder):
+                    _track(config, record, folder)
+            else:
+                _run(config, cell, folder, started)
     except filelock.Timeout:
         print(f"{cell.name}: another process is at work on it; skipped.", flush=True)
     except OSError as error:  # a full disk: there is nowhere to record it
@@ -103,25 +109,32 @@ def job(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> None:
+    """Train and score, then W&B and the environment, and the record last: what has one lacks nothing."""
     seconds: dict[str, float] = {}
+    record = Record(cell.name, "interrupted", "Interrupted.", dict(cell.card))
     try:
         record, seconds = study.run(cell, folder, progress.reporter(folder))
+        begun = time.process_time()
+        _track(config, record, folder)
+        seconds["tracking"] = time.process_time() - begun
     except Exception as error:  # one cell's failure must not end the sweep
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        store.write_record(folder, Record(cell.name, "failed", reason, dict(cell.card)))
-    except KeyboardInterrupt:
-        store.write_record(folder, Record(cell.name, "interrupted", "Interrupted.", dict(cell.card)))
-        raise
-    else:
-        begun = time.process_time()
-        settings: Any = OmegaConf.to_container(config, resolve=True)
-        tracking.track(record, mode=config.tracking.mode, project=config.tracking.project, group=config.name,
-                       run_id=cell.name.rpartition("-")[2], config=settings, folder=folder)  # fmt: skip
-        seconds["tracking"] = time.process_time() - begun
+        record = Record(cell.name, "failed", reason, dict(cell.card))
     finally:
-        with contextlib.suppress(OSError):
-            store.write_json(folder / progress.DONE, _environment(cell, seconds, time.perf_counter() - started))
-            progress.clear(folder)
+        progress.clear(folder)
+        environment = _environment(cell, seconds, time.perf_counter() - started)
+        store.write_json(folder / progress.ENVIRONMENT, environment)
+        store.write_record(folder, record)
+
+
+def _track(config: DictConfig, record: Record, folder: Path) -> None:
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    tracking.track(record, mode=config.tracking.mode, project=config.tracking.project, group=config.name,
+                   run_id=folder.name.rpartition("-")[2], config=settings, folder=folder)  # fmt: skip
+
+
+def _is_tracked(config: DictConfig, folder: Path) -> bool:
+    return config.tracking.mode == "disabled" or any(folder.glob("wandb/*run-*"))
 
 
 def _clear(folder: Path) -> None:
@@ -146,7 +159,7 @@ def _split(cells: Sequence[Planned], own: dict[str, float], wall: float) -> str:
     processes = {_process(): time.process_time()}
     for planned in cells:
         with contextlib.suppress(OSError, ValueError):  # nothing there, or damaged
-            environment = store.read_json(planned.folder / progress.DONE)
+            environment = store.read_json(planned.folder / progress.ENVIRONMENT)
             for name, seconds in environment["split"].items():
                 split[name] = split.get(name, 0.0) + seconds
             process = environment["process"]

@@ -157,7 +157,7 @@ class Trainer:
         net = self.network(model)
         initial = {
             name: torch.stack(tensors).to(device, dtype)
-            for name, tensors in _collect([_initialised(net, seed_of("init", m.init)) for m in members]).items()
+            for name, tensors in _collect([_initialised(net, seed_of("init", m.data, m.init)) for m in members]).items()
         }
         trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
         x = torch.stack([tasks[m.data].x_train for m in members]).to(device, dtype)

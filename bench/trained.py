@@ -19,12 +19,13 @@ Richness = float | str
 """A number (gamma = richness sqrt(width)) or "ntk" (gamma = 1)."""
 
 
-def seed_of(axis: str, index: int) -> int:
+def seed_of(axis: str, *index: int) -> int:
     """The seed of one value of a named axis ("data", "init", "order"), the same in every run and on every machine.
 
-    Members that differ in one axis share the seeds of the others, so two runs differ only in what they say.
+    So two runs differ only in what they say: the same member of another width or richness has the same data. Inits are
+    nested in data draws, ``seed_of("init", data, init)``: six networks are six independent ones.
     """
-    return int.from_bytes(hashlib.sha256(f"{axis}:{index}".encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(f"{':'.join([axis, *map(str, index)])}".encode()).digest()[:4], "big")
 
 
 @dataclass(frozen=True, order=True)

@@ -57,7 +57,7 @@ class Features:
         predictions = [
             regress(trained, i, conjugate_kernel(trained, i), "y", self.base, 0.0) for i in range(len(trained.members))
         ]
-        ceilings = specific_ceilings(trained, "init", 0.0)
+        ceilings = specific_ceilings(trained, self.base, 0.0)
         return match_scores("features", trained, predictions, ceilings, floors(trained))
 
     def arrays(self, trained: Trained) -> dict[str, np.ndarray]:

@@ -149,14 +149,15 @@ def _scored(record: Record, means: list[Limit], widths: tuple[float, float]) -> 
     scores, errors = [], []
     for metric in ("r2", "skill"):
         values: list[float] = []
-        effects: dict[tuple[float, int], float] = {}
+        effects: dict[tuple[int, float, int], float] = {}
         for limit, draw, f, itself in networks:
             size = np.square((draw.y if metric == "skill" else f.mean(axis=0)) - f).sum()
             residual = limit.mean - limit.own.get(itself, 0.0) - f
             values.append(1 - (np.square(residual).sum() - limit.noise(itself)) / size if size > 0 else np.nan)
-            for key, moved in limit.influence.items():  # an init is shared by the draws: its effects add first
+            for key, moved in limit.influence.items():  # one network's effects on all of them add before the squares
                 slope = -2 * (residual * moved).sum() / size / len(data) if size > 0 else np.nan
-                effects[key] = effects.get(key, 0.0) + slope * (key != itself)
+                one = (limit.data, *key)
+                effects[one] = effects.get(one, 0.0) + slope * (key != itself)
         scores.append(summarise(f"extrapolated/{metric}", values, data))
         errors.append(float(np.sqrt(sum(effect**2 for effect in effects.values()))))
     return Extrapolated(record, widths, scores[0], scores[1], errors[0], errors[1])

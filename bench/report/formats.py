@@ -27,10 +27,17 @@ def number(value: float | None, error: float = math.nan) -> str:
     return f"{value:.{decimals(value, error)}f}"
 
 
+def _exact(score: Score) -> bool:
+    """Whether its seeds agree to rounding: it does not see what they change."""
+    return score.standard_error <= 1e-12 * max(abs(score.value), 1e-3)
+
+
 def measured(score: Score | None) -> str:
     """``0.842 ± 0.012 (6)``; "–" where it was not measured."""
     if score is None or not math.isfinite(score.value):
         return ABSENT
+    if _exact(score):
+        return f"{number(score.value)} ({score.n_seeds})"
     return f"{number(score.value, score.standard_error)} ± {error_of(score)} ({score.n_seeds})"
 
 
@@ -38,6 +45,8 @@ def compact(score: Score | None) -> str:
     """``.842±.012``, for wide tables, in which the number of seeds has a column of its own."""
     if score is None or not math.isfinite(score.value):
         return ABSENT
+    if _exact(score):
+        return bare(number(score.value))
     value = bare(number(score.value, score.standard_error))
     return f"{value}±{bare(error_of(score))}" if math.isfinite(score.standard_error) else value
 

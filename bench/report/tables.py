@@ -12,7 +12,7 @@ from typing import Any
 from bench.record import Record, Score
 from bench.report.formats import ABSENT, bare, compact, error_of, number
 from bench.report.studies import cell_order, model_label, richness_label, width_label, width_of
-from bench.report.verdicts import NAMES, PREDICTORS, floor_skill
+from bench.report.verdicts import NAMES, PREDICTORS, floor_skill, unavailable
 from bench.store import plain
 
 CARD = (
@@ -58,7 +58,10 @@ def text_table(records: Iterable[Record]) -> str:
         "skill: 0 is knowing the clean labels, 1 is the trained network; ±: one standard error over n networks.",
     ]
     if any(_status(record) == FLAGGED for record in ordered):
-        notes.append("done*: the networks have not finished learning; this cell carries no verdict.")
+        notes.append("done*: what is left of the training error shows in R2; a smaller tolerance would give a verdict.")
+    if any(record.card.get("seeds", {}).get("data") == 1 for record in ordered):
+        notes.append("With a single data draw ± is over the inits on it, and says nothing of other draws.")
+    notes += [f"not available: {sentence}" for sentence in unavailable(ordered)]
     return "\n".join([*lines, *notes])
 
 

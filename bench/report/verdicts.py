@@ -57,7 +57,10 @@ def flag(record: Record) -> str:
     if record.status != "done":
         return f"the cell is {record.status}" + (f" ({record.reason.rstrip('.')})" if record.reason else "")
     if record.card.get("unfinished"):
-        return "its networks have not finished learning (regressions on labels and on their own outputs still differ)"
+        return (
+            "its tolerance shows: what is left of the training error makes regressions on the labels and on the "
+            "networks' own outputs differ by more than a fifth of 1 - R2"
+        )
     return ""
 
 
@@ -79,7 +82,7 @@ def floor_skill(record: Record, predictor: str = "after") -> float:
 
 
 def verdict(record: Record, predictor: str) -> Verdict:
-    """Judge one predictor of one cell. A match needs skill above zero and every floor by 2 standard errors."""
+    """Judge one predictor of one cell: a match has R2 above zero, and skill above zero and every floor, by 2 errors."""
     name = NAMES.get(predictor, predictor)
     skill, r2 = record.score(f"{predictor}/skill"), record.score(f"{predictor}/r2")
     if reason := flag(record):
@@ -97,6 +100,8 @@ def verdict(record: Record, predictor: str) -> Verdict:
         return Verdict("no match", f"{name}: no match ({text}: {why})")
     if surely <= floor:  # False for nan: no floor was measured
         return Verdict("no match", f"{name}: no match ({text}: not above the floor {number(floor)})")
+    if r2 is not None and not r2.value - ERRORS * r2.standard_error > 0:
+        return Verdict("no match", f"{name}: no match ({text}, but R2 {measured(r2)}: a constant is as near)")
     above = f"above the floor {number(floor)}" if math.isfinite(floor) else "no floor was measured"
     if skill.value < WEAK_SKILL:
         high = f", R2 {measured(r2)}" if r2 is not None else ""
@@ -146,7 +151,9 @@ def headline(records: Iterable[Record]) -> list[str]:
     if not sentences:
         sentences.append("No cell carries a verdict.")
     if flagged := sum(bool(flag(record)) for record in records):
-        sentences.append(f"Without a verdict, because not done or not finished learning: {flagged} of {len(records)}.")
+        sentences.append(
+            f"Without a verdict, because not done or because the tolerance shows: {flagged} of {len(records)}."
+        )
     if single := sum(not flag(record) and _single(record) for record in records):
         sentences.append(f"Without a verdict, because a single network has no error: {single} of {len(records)}.")
     return sentences

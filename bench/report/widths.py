@@ -24,9 +24,12 @@ LEAST = 3  # widths: through two points there is always a line
 # while training does not depend on the width and the network's limit is not the lazy theory.
 THEORY = {
     "kernel/initial_to_infinite": ("-1/2", "-1/2"),
-    "kernel/motion": ("-1", "0"),
+    "kernel/motion": ("-1", "0 once wide"),
     "infinite_ntk/relative_l2": ("-1/2", "0 once wide"),
-    "linearised/relative_l2": ("-1; -3/4 with kinks", "0"),  # ReLU: masks flip; a heuristic that measurements bear out
+    "linearised/relative_l2": (
+        "-1; -3/4 with kinks",
+        "0 once wide",
+    ),  # ReLU: masks flip; a heuristic that measurements bear out
 }
 
 

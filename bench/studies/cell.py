@@ -66,7 +66,7 @@ def finished(settings: Mapping[str, Any], folder: Path) -> Record | None:
 
 
 def run(cell: Cell, folder: Path, progress: Callable[[float], None]) -> tuple[Record, dict[str, float]]:
-    """Train what is missing, score what is missing, write the record.
+    """Train what is missing, score what is missing. The record is the caller's to write, when all else is done.
 
     Args:
         progress: told which share of the training is done.
@@ -81,7 +81,6 @@ def run(cell: Cell, folder: Path, progress: Callable[[float], None]) -> tuple[Re
     trained_at = time.process_time()
     scored = trained.select([i for i, status in enumerate(trained.status) if status == "done"])
     record = compare(cell, trained, scored, folder / "scores")
-    store.write_record(folder, record)
     kernels = scored.ntk.seconds
     return record, {
         "training": trained_at - started,

@@ -133,6 +133,8 @@ def test_a_limit_that_is_not_there_is_said_and_the_others_run():
 @pytest.mark.parametrize(
     ("change", "named"),
     [({"base": "trained"}, "base"), ({"kernels": ["final"]}, "kernels"), ({"gamma": 0.0}, "gamma"),
+     ({"gamma": "a"}, "gamma"),
+     ({"net_0": None}, "net_0"),
      ({"net_T": plain(0, outputs=2)}, "net_T"), ({"net_T": [plain(0), plain(1)]}, "net_T"),
      ({"y": torch.zeros(40, 2)}, "y"), ({"x_test": torch.full((20, 6), torch.nan)}, "NaN in x_test")],
 )  # fmt: skip

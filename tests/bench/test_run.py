@@ -141,3 +141,17 @@ def test_damaged_files_are_made_again(tmp_path):
     (folder / "environment.json").write_text("")
     assert bench(one, tmp_path).returncode == 0
     assert contents(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_a_finished_cell_is_tracked_when_that_is_asked_for_later(tmp_path):
+    one = [*SMALL[1:-2], "model.width=16"]
+    assert bench(one, tmp_path).returncode == 0
+    assert not list(tmp_path.glob("runs/*/wandb"))
+    before = contents(tmp_path)
+    for _ in range(2):
+        done = bench([*(word for word in one if "tracking" not in word), "tracking=offline"], tmp_path)
+        assert done.returncode == 0
+        assert len(list(tmp_path.glob("runs/*/wandb/offline-run-*"))) == 1
+    after = contents(tmp_path)
+    assert {path: after[path] for path in before} == before

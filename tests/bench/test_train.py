@@ -91,6 +91,21 @@ def test_unfinished_and_diverged_members_say_so():
     assert Trainer(max_steps=50).fit(network(), [infinite], members(1, 1)).status == ("diverged",)
 
 
+def test_a_kernel_that_explodes_at_every_step_ends():
+    """At richness 10^9 a step changes lambda_max by 10^16: it is halved until one holds, or the member has diverged."""
+    trained = Trainer(richness=1e9, max_steps=100).fit(network(8), draws(1, 16), members(1, 2))
+    assert set(trained.status) <= {"unconverged", "diverged", "done"}
+    assert all(len(history.steps) <= 100 for history in trained.history)
+
+
+def test_inits_are_nested_in_data_draws():
+    trained = Trainer(max_steps=1).fit(network(), draws(), members(2, 2))
+    first = next(iter(trained.params_0.values()))
+    assert len({tuple(start.flatten().tolist()) for start in first}) == 4
+    wider = Trainer(max_steps=1).fit(network(), draws(), [Member(1, 0)])
+    assert torch.equal(first[2], next(iter(wider.params_0.values()))[0])  # but the same member is the same
+
+
 def test_a_cnn_trains_one_member_at_a_time():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(12, 1, 4, 4, generator=generator), torch.randn(12, 1, generator=generator).sign()

@@ -21,10 +21,9 @@ def labels(draw: int) -> np.ndarray:
 
 
 def cell(width: int, inits: int, noise: np.ndarray | float = 0.0, draws: tuple[int, ...] = (0, 1)) -> Record:
-    """Outputs f + b/width + noise [inits, points, 1], the same in each draw: an init is one network's start."""
-    f_test = np.concatenate(
-        [np.broadcast_to(f + b / width, (inits, POINTS, 1)) + noise for f, b in map(target, draws)]
-    )  # fmt: skip
+    """Outputs f + b/width + noise, [draws, inits, points, 1] or what broadcasts to it."""
+    means = np.stack([f + b / width for f, b in map(target, draws)])[:, None]
+    f_test = (np.broadcast_to(means, (len(draws), inits, POINTS, 1)) + noise).reshape(-1, POINTS, 1)
     arrays = {
         "f_test": f_test,
         "y_test": np.stack([labels(draw) for draw in draws]),
@@ -113,19 +112,18 @@ def test_few_inits_do_not_cost_score():
 def test_its_error_is_the_scatter_over_fresh_inits():
     """Fresh inits for the two means, the predicted networks fixed: the scatter of the score is what is reported.
 
-    An init starts one network on each data draw, so its effects on the draws add before they are squared: adding the
-    squares instead would be wrong by sqrt(2), as the distance b/n to the predicted networks is that of both draws.
-    Dividing by 3 instead of sqrt(3 x 2) would be wrong by 22 %. With R = 1000 repetitions the standard deviation is
-    known to 1/sqrt(2R) = 2.2 %, and the root mean square of errors with 2 degrees of freedom or more to
-    1/sqrt(2 x 2 R) = 1.6 %: four of these together are 11 %. The noise is small against the distance, so that it acts
-    to first order.
+    Each draw has inits of its own, so their effects add in squares: taking them for shared would be wrong by sqrt(2),
+    as the distance b/n to the predicted networks is that of both draws. Dividing by 3 instead of sqrt(3 x 2) would be
+    wrong by 22 %. With R = 1000 repetitions the standard deviation is known to 1/sqrt(2R) = 2.2 %, and the root mean
+    square of errors with 2 degrees of freedom or more to 1/sqrt(2 x 2 R) = 1.6 %: four of these together are 11 %. The
+    noise is small against the distance, so that it acts to first order.
     """
     rng = np.random.default_rng(2)
     inits, size = 3, 0.02
     fixed = cell(2, 3)
     values, errors = [], []
     for _ in range(1000):
-        means = [cell(w, inits, size * rng.standard_normal((inits, POINTS, 1))) for w in (64, 256)]
+        means = [cell(w, inits, size * rng.standard_normal((2, inits, POINTS, 1))) for w in (64, 256)]
         (one,) = [e for e in extrapolations(study([fixed, *means])) if e.record.card["width"] == 2]
         values.append((one.r2.value, one.skill.value))
         errors.append((one.r2_error, one.skill_error))

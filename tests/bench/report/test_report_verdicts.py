@@ -65,7 +65,7 @@ def test_the_floor_is_the_best_of_the_rivals_and_of_the_predictors_own():
     [
         ({"status": "unconverged", "reason": "2 of 6 members did not reach it."}, "unconverged (2 of 6 members"),
         ({"status": "diverged", "reason": ""}, "the cell is diverged"),
-        ({"unfinished": True}, "not finished learning"),
+        ({"unfinished": True}, "its tolerance shows"),
     ],
 )
 def test_a_flagged_cell_carries_no_verdict_however_good_its_scores(more, words):
