@@ -50,10 +50,11 @@ class Motion:
             "spectrum_initial": np.stack([spectrum(train_kernel(trained, i, 0)) for i in members]),
             "spectrum_after": np.stack([spectrum(train_kernel(trained, i, -1)) for i in members]),
         }
-        limits = [limit for i in members if (limit := self._limit(trained, i)) is not None]
-        if limits:
-            outputs = trained.f_T.shape[2]  # the others are traces over the outputs
-            arrays["spectrum_infinite"] = np.stack([spectrum(outputs * limit) for limit in limits])
+        outputs = trained.f_T.shape[2]  # the others are traces over the outputs
+        limits = {trained.members[i].data: limit for i in members if (limit := self._limit(trained, i)) is not None}
+        spectra = {data: spectrum(outputs * limit) for data, limit in limits.items()}
+        if spectra:
+            arrays["spectrum_infinite"] = np.stack([spectra[member.data] for member in trained.members])
         return arrays
 
     def _limit(self, trained: Trained, member: int) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.compare.metrics import clean_labels, network_outputs, r2, relative_error, skill, train_labels
 from bench.compare.motion import alignment
-from bench.compare.predictions import regress
+from bench.compare.predictions import empirical_predictions, regress
 from bench.record import Score
 from bench.train import change
 from bench.trained import Trained
@@ -50,7 +50,12 @@ def _moments(trained: Trained, member: int) -> list[dict[str, float]]:
 def _moment(trained: Trained, member: int, snapshot: int, start: Tensor) -> dict[str, float]:
     kernel = trained.ntk[member, snapshot]
     now = _train_rows(kernel)
-    prediction = regress(trained, member, kernel[:, :, 0, 0] if kernel.shape[2] == 1 else kernel, "y", "init", 0.0)
+    last = trained.snapshots - 1
+    if snapshot in (0, last):  # the initial and the after-kernel, which others ask for, too
+        prediction = empirical_predictions(trained, -1 if snapshot == last else 0, "y", "init", 0.0)[member]
+    else:
+        one = kernel[:, :, 0, 0] if kernel.shape[2] == 1 else kernel
+        prediction = regress(trained, member, one, "y", "init", 0.0)
     network, y = network_outputs(trained, member), clean_labels(trained, member)
     return {
         "r2": r2(prediction, network),
