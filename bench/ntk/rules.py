@@ -1,0 +1,311 @@
+"""Rules: how the gradients of a known call's parameters follow from its input and from the gradient of its output.
+
+Every rule can write per-sample gradients (``gradients``). A linear map, ``z_t = W h_t`` at T tokens or positions t, can
+also leave them as factors (``pairs``), since with D the gradient of a network output with respect to z
+
+    K(x, x') = sum_{t,s} (h_t . h'_s) (D_t . D'_s):
+
+two Gram matrices instead of gradients of the size of W (Novak, Sohl-Dickstein and Schoenholz 2022, "Fast finite width
+neural tangent kernel", structured derivatives). With one position that is always cheaper; otherwise FLOPs decide.
+
+Shapes: S samples (of all members), c output gradients each, inputs x [S, ...], D [S, c, ...].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Shape = tuple[int, ...]
+
+UNFOLD_CHANNELS = 16
+"""Below this many input channels one product with unfolded patches beats a product for each pixel of the filter."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Factors of a linear map: inputs h [S, T, p] (or token numbers [S, T]) and output gradients D [S, c, T, q]."""
+
+    h: Tensor
+    D: Tensor
+
+
+@dataclass(frozen=True)
+class Size:
+    """A linear map's ``groups`` independent maps from p to q numbers, at ``positions`` places of a sample."""
+
+    positions: int
+    p: int
+    q: int
+    groups: int = 1
+
+    @property
+    def parameters(self) -> int:
+        return self.p * self.q * self.groups
+
+
+class Rule:
+    """``size`` and ``pairs`` only where the map is linear in tokens or positions."""
+
+    def size(self, x: Shape, out: Shape, weight: Shape) -> Size | None:
+        """None: the gradients are no larger than the output, and are the only form."""
+        return None
+
+    def pairs(self, x: Tensor, D: Tensor, weight: Shape) -> list[Pairs]:
+        raise NotImplementedError
+
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
+        """Of the weight: pieces [S, c, size], which together hold each entry's gradient once."""
+        raise NotImplementedError
+
+    def bias(self, D: Tensor, bias: Shape) -> Tensor:
+        """[S, c, size]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Dense(Rule):
+    """h W' or h W for h [S, ..., p]."""
+
+    def size(self, x: Shape, out: Shape, weight: Shape) -> Size:
+        return Size(math.prod(x[1:-1]), x[-1], out[-1])
+
+    def pairs(self, x: Tensor, D: Tensor, weight: Shape) -> list[Pairs]:
+        return [
+            Pairs(x.flatten(1, -2) if x.ndim > 2 else x[:, None], D.flatten(2, -2) if D.ndim > 3 else D[:, :, None])
+        ]
+
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
+        (both,) = self.pairs(x, D, weight)
+        return [_products(both.D.mT, both.h)]
+
+    def bias(self, D: Tensor, bias: Shape) -> Tensor:
+        return D if D.ndim == 3 else D.flatten(2, -2).sum(2)
+
+
+@dataclass(frozen=True)
+class Convolution(Rule):
+    """A two-dimensional convolution of [S, C, H, W]; ``padding``: left, right, top, bottom."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def size(self, x: Shape, out: Shape, weight: Shape) -> Size:
+        return Size(math.prod(out[2:]), weight[1] * math.prod(self.kernel), out[1] // self.groups, self.groups)
+
+    def pairs(self, x: Tensor, D: Tensor, weight: Shape) -> list[Pairs]:
+        patches = self._patches(x).unflatten(1, (self.groups, -1)).mT
+        D = D.flatten(3).unflatten(2, (self.groups, -1)).mT
+        return [Pairs(patches[:, group], D[:, :, group]) for group in range(self.groups)]
+
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
+        pieces = []
+        for group in range(self.groups):
+            channels = slice(group * weight[1], (group + 1) * weight[1])
+            units = D.shape[2] // self.groups
+            own = D[:, :, group * units : (group + 1) * units]
+            pieces += self._group(x[:, channels], own)
+        return pieces
+
+    def _group(self, x: Tensor, D: Tensor) -> list[Tensor]:
+        if x.shape[1] < UNFOLD_CHANNELS and math.prod(self.kernel) > 1:
+            return [_products(D.flatten(3), self._patches(x).mT)]
+        if self.kernel == (1, 1) and not any(self.padding):
+            return [_products(D.flatten(3), x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2).mT)]
+        if self.stride == (1, 1):
+            return self._shifted(x, D)
+        padded = F.pad(x, self.padding)
+        D = D.flatten(3)
+        return [_products(D, self._view(padded, *shift, D.shape[-1]).mT) for shift in self._shifts()]
+
+    def _shifts(self) -> list[tuple[int, int]]:
+        return [(row, col) for row in range(self.kernel[0]) for col in range(self.kernel[1])]
+
+    def _view(self, padded: Tensor, row: int, col: int, positions: int) -> Tensor:
+        """What the filter's entry (row, col) is multiplied with at each position: [S, C, positions]."""
+        top, left = row * self.dilation[0], col * self.dilation[1]
+        bottom = padded.shape[2] - (self.kernel[0] - 1) * self.dilation[0] + top
+        right = padded.shape[3] - (self.kernel[1] - 1) * self.dilation[1] + left
+        return padded[:, :, top : bottom : self.stride[0], left : right : self.stride[1]].flatten(2)
+
+    def _shifted(self, x: Tensor, D: Tensor) -> list[Tensor]:
+        """At stride 1: with D's rows as long as the padded input's, a shift is an offset: no patch is copied."""
+        left, right, top, bottom = self.padding
+        across = (self.kernel[1] - 1) * self.dilation[1]
+        padded = F.pad(x, (left, right, top, bottom + 1)).flatten(2)  # one row more: the last offset runs over
+        width = x.shape[3] + left + right
+        wide = F.pad(D, (0, across)).flatten(3)
+        offsets = (row * self.dilation[0] * width + col * self.dilation[1] for row, col in self._shifts())
+        return [_products(wide, padded[:, :, at : at + wide.shape[-1]].mT) for at in offsets]
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """[S, C * kernel area, positions], channels first."""
+        return F.unfold(F.pad(x, self.padding), self.kernel, dilation=self.dilation, stride=self.stride)
+
+    def bias(self, D: Tensor, bias: Shape) -> Tensor:
+        return D.sum((-2, -1))
+
+
+@dataclass(frozen=True)
+class Elementwise(Rule):
+    """weight * h + bias, both broadcast; ``normalise``: x -> h. Normalisation layers, gains, biases, embeddings of
+    positions."""
+
+    normalise: Callable[[Tensor], Tensor]
+    axis: int | None = None
+    """The axis of h on which the parameters act; None: they broadcast."""
+
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
+        return [self.bias(D * self.normalise(x)[:, None], weight)]
+
+    def bias(self, D: Tensor, bias: Shape) -> Tensor:
+        own = D.shape[2:]
+        if self.axis is not None:
+            shape = tuple(size if 1 + i == self.axis else 1 for i, size in enumerate(own))
+        else:
+            shape = ((1,) * (1 + len(own) - len(bias)) + tuple(bias))[1:]  # the first is the samples'
+        summed = [2 + i for i, (size, entries) in enumerate(zip(shape, own, strict=True)) if size == 1 and entries != 1]
+        return (D.sum(summed) if summed else D).flatten(2)
+
+
+@dataclass(frozen=True)
+class Lookup(Rule):
+    """Rows of a table for token numbers x [S, ...]: a linear map of one-hot vectors."""
+
+    padding: int | None
+
+    def size(self, x: Shape, out: Shape, weight: Shape) -> Size:
+        return Size(math.prod(x[1:]), weight[0], weight[1])
+
+    def pairs(self, x: Tensor, D: Tensor, weight: Shape) -> list[Pairs]:
+        tokens, D = x.flatten(1) if x.ndim > 1 else x[:, None], D.reshape(*D.shape[:2], -1, weight[1])
+        if self.padding is not None:
+            D = D * (tokens != self.padding)[:, None, :, None]
+        return [Pairs(tokens, D)]
+
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
+        (both,) = self.pairs(x, D, weight)
+        table = D.new_zeros(*D.shape[:2], *weight)
+        index = both.h[:, None, :, None].expand_as(both.D)
+        return [table.scatter_add_(2, index, both.D).flatten(2)]
+
+
+def _products(D: Tensor, h: Tensor) -> Tensor:
+    """D [S, c, q, T], h [S, T, p] -> sum over T, [S, c, q * p]."""
+    samples, c, q, positions = D.shape
+    return torch.bmm(D.reshape(samples, c * q, positions), h).view(samples, c, q * h.shape[2])
+
+
+# What a call's arguments mean: the rule, its input, its weight and its bias; None where the rule does not hold.
+Match = tuple[Rule, Any, Any, Any] | None
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> Match:
+    return (Dense(), input, weight, bias) if input.ndim > 1 and weight.ndim == 2 else None
+
+
+def _matmul(input: Any, other: Any) -> Match:
+    return (Dense(), input, other, None) if input.ndim > 1 and other.ndim == 2 else None
+
+
+def _conv2d(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Match:
+    if input.ndim != 4:
+        return None
+    kernel = (weight.shape[2], weight.shape[3])
+    stride, dilation = _pair(stride), _pair(dilation)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        sides = (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
+    else:
+        rows, cols = (0, 0) if padding == "valid" else _pair(padding)
+        sides = (cols, cols, rows, rows)
+    return Convolution(kernel, stride, sides, dilation, groups), input, weight, bias
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Match:
+    if len(normalized_shape) >= input.ndim:
+        return None
+    rule = Elementwise(lambda x: F.layer_norm(x, normalized_shape, eps=eps))
+    return rule, input, weight, bias
+
+
+def _rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Match:
+    if len(normalized_shape) >= input.ndim:
+        return None
+    return Elementwise(lambda x: F.rms_norm(x, normalized_shape, eps=eps)), input, weight, None
+
+
+def _group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Match:
+    return Elementwise(lambda x: F.group_norm(x, num_groups, eps=eps), axis=1), input, weight, bias
+
+
+def _batch_norm(
+    input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Match:  # fmt: skip
+    rule = Elementwise(lambda x: F.batch_norm(x, running_mean, running_var, eps=eps), axis=1)
+    return rule, input, weight, bias
+
+
+def _embedding(
+    input: Any, weight: Any, padding_idx: int | None = None, max_norm: Any = None, norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Match:  # fmt: skip
+    if max_norm is not None or scale_grad_by_freq:
+        return None
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += weight.shape[0]
+    return Lookup(padding_idx), input, weight, None
+
+
+def _mul(input: Any, other: Any) -> Match:
+    return (Elementwise(lambda h: h), input, other, None) if _broadcasts(other, input) else None
+
+
+def _add(input: Any, other: Any) -> Match:
+    return (Elementwise(lambda h: h), input, None, other) if _broadcasts(other, input) else None
+
+
+def _broadcasts(small: Any, large: Any) -> bool:
+    """Whether the parameter ``small`` acts on each sample of ``large`` alike, and does not enlarge it."""
+    if not (isinstance(small, Tensor) and isinstance(large, Tensor)) or small.ndim > large.ndim:
+        return False
+    shape = (1,) * (large.ndim - small.ndim) + tuple(small.shape)
+    return shape[0] == 1 and all(a in (1, b) for a, b in zip(shape, large.shape, strict=True))
+
+
+MATCHERS: dict[Any, Callable[..., Match]] = {
+    F.linear: _linear,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.mm: _matmul,
+    torch.conv2d: _conv2d,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,
+    F.embedding: _embedding,
+    torch.mul: _mul,
+    Tensor.mul: _mul,
+    torch.add: _add,
+    Tensor.add: _add,
+}
+
+COMMUTE = {torch.mul, Tensor.mul, torch.add, Tensor.add}
+"""Calls of two arguments of which the rule wants the parameter second."""

@@ -1,0 +1,200 @@
+"""The kernel, tile by tile within a byte budget, from what ``layers`` keeps of its rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.ntk.forms import Kept, add_gram
+from bench.ntk.layers import Layers, layers
+from bench.ntk.plan import Plan, Request
+from bench.ntk.rules import Dense, Elementwise
+from models import blocks
+
+CACHE = 2**26
+"""Bytes of activations that one pass of a CPU should not exceed: beyond, larger batches only cost memory."""
+WHOLE = 0.6
+"""Of the budget may be kept of all samples at once; else tiles compute theirs again."""
+STRIP = 128
+"""Rows below which a strip of the symmetric kernel costs more calls than it saves work."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to be computed: between x1 and x2 (None: x1), by a plan, within ``memory`` bytes (None: the free)."""
+
+    request: Request
+    plan: Plan
+    x1: Tensor
+    x2: Tensor | None
+    by_layer: bool
+    memory: int | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.x1), len(self.x1 if self.x2 is None else self.x2)
+
+    def empty(self) -> dict[str, Tensor]:
+        """Module (or "") -> [m, n1, n2], or [m, n1, n2, c, c] in storage that is sample-major."""
+        n1, n2 = self.shape
+        shares: dict[str, Tensor] = {}
+        for name in self.plan.modules if self.by_layer else [""]:
+            if self.request.outputs == "full":
+                c = self.plan.c
+                store = self._new(self.request.members, n1, c, n2, c)
+                shares[name] = store.transpose(2, 3)
+            else:
+                shares[name] = self._new(self.request.members, n1, n2)
+        return shares
+
+    def _new(self, *shape: int) -> Tensor:
+        first = next(iter(self.request.params.values()))
+        return torch.empty(shape, dtype=first.dtype, device=first.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        shares = self.empty()
+        budget = self._budget(tuple(shares.values()))
+        for members in self._groups():
+            outs = tuple(share[member] for share in shares.values() for member in members)
+            self.fill(outs, members, budget)
+        return shares
+
+    def _budget(self, outs: tuple[Tensor, ...]) -> float:
+        # To ask the system takes longer than a small kernel does.
+        samples, members = sum(self.shape), self.request.members
+        need = members * samples * (self.plan.activations + self.plan.bytes_per_sample / WHOLE)
+        if self.memory is None and 4 * need + self._alive() * sum(out.nbytes for out in outs) < blocks.LEAST:
+            return blocks.LEAST
+        return blocks.budget(self.memory, outs)
+
+    def _groups(self) -> list[list[int]]:
+        """Members that pass together: of a network of single-position layers all, since its calls are what costs."""
+        everyone = list(range(self.request.members))
+        together = not self.plan.sampled and all(_light(call.rule, call.x, call.out) for call in self.plan.calls)
+        return [everyone] if together else [[member] for member in everyone]
+
+    def fill(self, outs: tuple[Tensor, ...], members: Sequence[int], budget: float) -> None:
+        side = len(members) * self.plan.bytes_per_sample
+        item = next(iter(self.request.params.values())).element_size()
+        entry = len(members) * item * self._alive()
+        n1, n2 = self.shape
+        one = _Side(self, members, self.x1, budget)
+        two = one if self.x2 is None else _Side(self, members, self.x2, budget)
+        whole = side * (n1 + (0 if two is one else n2)) <= WHOLE * budget
+        if whole:
+            whole = one.keep_all() and two.keep_all()
+        blocks.fill(
+            outs,
+            lambda rows, cols: self._tile(one.rows(rows), two.columns(cols), len(members)),
+            bytes_per_entry=entry,
+            bytes_per_row=0.0 if whole else side,
+            symmetric=self.x2 is None,
+            memory=int(budget),
+            least_side=STRIP,
+        )
+
+    def _alive(self) -> float:
+        """Numbers alive for each pair of samples: shares, a Gram of inputs and one of output gradients."""
+        kernel = self.plan.c**2 if self.plan.full else 1
+        count = len(self.plan.modules) if self.by_layer else 1
+        return kernel * (count + 2) + 1
+
+    def _tile(self, left: Layers, right: Layers, members: int) -> tuple[Tensor, ...]:
+        c = self.plan.c if self.plan.full else 1
+        (n1, n2), first = (_samples(left), _samples(right)), left[0][0].tensors()[-1]
+        tiles: dict[str, Tensor] = {}
+        for part, ones, twos in zip(self.plan.parts, left, right, strict=True):
+            name = part.module if self.by_layer else ""
+            if name not in tiles:
+                tiles[name] = first.new_zeros(members, n1 * c, n2 * c)
+            for one, two in zip(ones, twos, strict=True):
+                add_gram(tiles[name], one, two, self.plan.full)
+        if self.request.outputs != "full":
+            return tuple(tile[i] for tile in tiles.values() for i in range(members))
+        return tuple(tile[i].view(n1, c, n2, c).transpose(1, 2) for tile in tiles.values() for i in range(members))
+
+
+class _Side:
+    """What is kept of the samples of one side: of all of them, or of the rows at hand."""
+
+    def __init__(self, kernel: Kernel, members: Sequence[int], x: Tensor, budget: float) -> None:
+        self.kernel = kernel
+        self.members = members
+        self.x = x
+        self.chunk = _chunk(kernel.plan, len(members), x.device, budget)
+        self.all: Layers | None = None
+        self._latest: tuple[slice, Layers] | None = None
+
+    def keep_all(self) -> bool:
+        """False: there was not the memory for it."""
+        if self.all is None:
+            try:
+                self.all = self._compute(slice(0, len(self.x)))
+            except (RuntimeError, MemoryError) as error:
+                if not blocks.out_of_memory(error) or len(self.x) == 1:
+                    raise
+                blocks.log.warning("Out of memory with the layers of %d samples: going on tile by tile.", len(self.x))
+        return self.all is not None
+
+    def rows(self, rows: slice) -> Layers:
+        """Kept while the columns pass by."""
+        if self.all is None:
+            if self._latest is None or self._latest[0] != rows:
+                self._latest = None  # free it before its successor is made
+                self._latest = rows, self._compute(rows)
+            return self._latest[1]
+        return _select(self.all, rows)
+
+    def columns(self, columns: slice) -> Layers:
+        return self._compute(columns) if self.all is None else _select(self.all, columns)
+
+    def _compute(self, rows: slice) -> Layers:
+        kernel = self.kernel
+
+        def some(part: slice) -> Layers:
+            return layers(
+                kernel.request, kernel.plan, self.members, self.x[rows.start + part.start : rows.start + part.stop]
+            )
+
+        return _gather(rows.stop - rows.start, self.chunk, some)
+
+
+def _gather(n: int, chunk: int, some: Callable[[slice], Layers]) -> Layers:
+    """Layers of n samples, ``chunk`` at a time, written into their place at once."""
+    whole: Layers | None = None
+    for part, found in blocks.chunks(n, chunk, some):
+        if part == slice(0, n):
+            return found
+        if whole is None:
+            whole = [[_like(piece, n) for piece in pieces] for pieces in found]
+        for ones, pieces in zip(whole, found, strict=True):
+            for one, piece in zip(ones, pieces, strict=True):
+                for target, tensor in zip(one.rows(part).tensors(), piece.tensors(), strict=True):
+                    target.copy_(tensor)
+    assert whole is not None
+    return whole
+
+
+def _like(piece: Kept, n: int) -> Kept:
+    tensors = [tensor.new_empty(tensor.shape[0], n, *tensor.shape[2:]) for tensor in piece.tensors()]
+    return piece.holding(*tensors)
+
+
+def _select(layers: Layers, rows: slice) -> Layers:
+    return [[piece.rows(rows) for piece in pieces] for pieces in layers]
+
+
+def _samples(layers: Layers) -> int:
+    return layers[0][0].tensors()[0].shape[1]
+
+
+def _chunk(plan: Plan, members: int, device: torch.device, budget: float) -> int:
+    most = budget / 4 if device.type != "cpu" else min(budget / 4, CACHE)
+    return max(1, int(most / max(1.0, members * plan.activations)))
+
+
+def _light(rule: object, x: Tensor, out: torch.Size) -> bool:
+    return isinstance(rule, Elementwise) or (isinstance(rule, Dense) and x.ndim == 2)
