@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ntk_networks import brute_force, inputs, networks
 from torch import Tensor, nn
 
 from bench.ntk import empirical_ntk, explain
 from models.mlp import mlp
-from ntk_networks import brute_force, inputs, networks
 
 EXACT = 1e-12
 NETWORKS = networks()
