@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 Shape = tuple[int, ...]
 
-UNFOLD_CHANNELS = 16
-"""Below this many input channels one product with unfolded patches beats a product for each pixel of the filter."""
+FEW_CHANNELS = 32
+"""Below this many columns one product for the whole filter is faster than one for each of its rows."""
 
 
 @dataclass(frozen=True)
@@ -117,35 +117,26 @@ class Convolution(Rule):
         return pieces
 
     def _group(self, x: Tensor, D: Tensor) -> list[Tensor]:
-        if x.shape[1] < UNFOLD_CHANNELS and math.prod(self.kernel) > 1:
-            return [_products(D.flatten(3), self._patches(x).mT)]
-        if self.kernel == (1, 1) and not any(self.padding):
-            return [_products(D.flatten(3), x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2).mT)]
-        if self.stride == (1, 1):
-            return self._shifted(x, D)
-        padded = F.pad(x, self.padding)
-        D = D.flatten(3)
-        return [_products(D, self._view(padded, *shift, D.shape[-1]).mT) for shift in self._shifts()]
+        """A product for each row of the filter: with the columns' shifted copies side by side, a row is an offset."""
+        shifted = self._columns(x)
+        rows = [
+            shifted[:, :, top : top + self.stride[0] * (D.shape[3] - 1) + 1 : self.stride[0]].flatten(2)
+            for top in range(0, self.kernel[0] * self.dilation[0], self.dilation[0])
+        ]
+        if shifted.shape[1] < FEW_CHANNELS:
+            rows = [torch.cat(rows, 1)]
+        flat = D.flatten(3)
+        return [_products(flat, row.mT) for row in rows]
 
-    def _shifts(self) -> list[tuple[int, int]]:
-        return [(row, col) for row in range(self.kernel[0]) for col in range(self.kernel[1])]
-
-    def _view(self, padded: Tensor, row: int, col: int, positions: int) -> Tensor:
-        """What the filter's entry (row, col) is multiplied with at each position: [S, C, positions]."""
-        top, left = row * self.dilation[0], col * self.dilation[1]
-        bottom = padded.shape[2] - (self.kernel[0] - 1) * self.dilation[0] + top
-        right = padded.shape[3] - (self.kernel[1] - 1) * self.dilation[1] + left
-        return padded[:, :, top : bottom : self.stride[0], left : right : self.stride[1]].flatten(2)
-
-    def _shifted(self, x: Tensor, D: Tensor) -> list[Tensor]:
-        """At stride 1: with D's rows as long as the padded input's, a shift is an offset: no patch is copied."""
-        left, right, top, bottom = self.padding
-        across = (self.kernel[1] - 1) * self.dilation[1]
-        padded = F.pad(x, (left, right, top, bottom + 1)).flatten(2)  # one row more: the last offset runs over
-        width = x.shape[3] + left + right
-        wide = F.pad(D, (0, across)).flatten(3)
-        offsets = (row * self.dilation[0] * width + col * self.dilation[1] for row, col in self._shifts())
-        return [_products(wide, padded[:, :, at : at + wide.shape[-1]].mT) for at in offsets]
+    def _columns(self, x: Tensor) -> Tensor:
+        """[S, C, H, W] -> [S, kernel width * C, padded H, width of the output]."""
+        padded = F.pad(x, self.padding) if any(self.padding) else x
+        span = (self.kernel[1] - 1) * self.dilation[1]
+        width = padded.shape[3] - span
+        if span == 0 and self.stride[1] == 1:
+            return padded
+        columns = range(0, span + 1, self.dilation[1])
+        return torch.cat([padded[:, :, :, left : left + width : self.stride[1]] for left in columns], 1)
 
     def _patches(self, x: Tensor) -> Tensor:
         """[S, C * kernel area, positions], channels first."""

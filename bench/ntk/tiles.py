@@ -14,12 +14,12 @@ from bench.ntk.plan import Plan, Request
 from bench.ntk.rules import Dense, Elementwise
 from models import blocks
 
-CACHE = 2**26
+CACHE = 2**25
 """Bytes of activations that one pass of a CPU should not exceed: beyond, larger batches only cost memory."""
 WHOLE = 0.6
 """Of the budget may be kept of all samples at once; else tiles compute theirs again."""
 STRIP = 128
-"""Rows below which a strip of the symmetric kernel costs more calls than it saves work."""
+"""Rows, of all outputs, below which a strip of the symmetric kernel is slower than it saves work."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Kernel:
         item = next(iter(self.request.params.values())).element_size()
         entry = len(members) * item * self._alive()
         n1, n2 = self.shape
+        c = self.plan.c if self.plan.full else 1
         one = _Side(self, members, self.x1, budget)
         two = one if self.x2 is None else _Side(self, members, self.x2, budget)
         whole = side * (n1 + (0 if two is one else n2)) <= WHOLE * budget
@@ -93,7 +94,7 @@ class Kernel:
             bytes_per_row=0.0 if whole else side,
             symmetric=self.x2 is None,
             memory=int(budget),
-            least_side=STRIP,
+            least_side=-(-STRIP // c),
         )
 
     def _alive(self) -> float:
