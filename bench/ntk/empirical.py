@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.ntk.method import Method
-from bench.ntk.plan import Outputs, Plan, Request, UnbatchedError, make_plan
+from bench.ntk.operator import NtkOperator
+from bench.ntk.plan import Outputs, Plan, Request, UnbatchedError, choose, make_plan
 from bench.ntk.tiles import Kernel
+from models import blocks
 
 
 def empirical_ntk(
@@ -49,12 +51,7 @@ def empirical_ntk(
             not one pair of samples fits.
     """
     kernel = prepare(net, x1, x2, outputs, method, memory, dtype, by_layer, params)
-    while True:
-        try:
-            shares = kernel.compute()
-            break
-        except UnbatchedError as error:
-            kernel = _without_rules(kernel, error.names)
+    shares = _by_products(kernel) if kernel.plan.method is Method.MATRIX_FREE else _by_layers(kernel)
     if params is None:
         shares = {name: share[0] for name, share in shares.items()}
     return shares if by_layer else shares[""]
@@ -79,14 +76,63 @@ def prepare(
     """The arguments of ``empirical_ntk``, checked, and with a plan."""
     method = _check(net, x1, x2, outputs, method, dtype)
     request, one, two = _request(net, x1, x2, outputs, dtype, params)
-    plan = make_plan(request, one, len(one), None if two is None else len(two), ruled=method is not Method.JACOBIAN)
+    plan = choose(request, one, two, method)
     return Kernel(request, plan, one, two, by_layer, memory)
 
 
-def _without_rules(kernel: Kernel, names: frozenset[str]) -> Kernel:
-    n2 = None if kernel.x2 is None else len(kernel.x2)
-    left = frozenset(kernel.request.trained) - kernel.plan.ruled
-    return replace(kernel, plan=make_plan(kernel.request, kernel.x1, len(kernel.x1), n2, exclude=left | names))
+def as_operator(
+    net: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    outputs: Outputs = "full",
+    memory: int | None = None,
+    dtype: torch.dtype | None = None,
+    params: Mapping[str, Tensor] | None = None,
+) -> NtkOperator:
+    """The empirical NTK as an operator: ``.matvec(v)`` for kernels that do not fit, with the arguments and refusals of
+    ``empirical_ntk``; one network only, so that ``params`` has a member axis of 1.
+
+    Raises:
+        ValueError: as ``empirical_ntk``, or several members.
+    """
+    if params is not None and any(len(parameter) != 1 for parameter in params.values()):
+        raise ValueError("params must hold one member: an operator is of one network.")
+    return _operator(prepare(net, x1, x2, outputs, Method.MATRIX_FREE, memory, dtype, False, params))
+
+
+def _operator(kernel: Kernel) -> NtkOperator:
+    chunk = kernel.chunk(1, blocks.budget(kernel.memory, (kernel.x1[:0],)))
+    x2 = kernel.x1 if kernel.x2 is None else kernel.x2
+    return NtkOperator(kernel.request, kernel.x1, x2, kernel.plan.outputs, chunk)
+
+
+def _by_layers(kernel: Kernel) -> dict[str, Tensor]:
+    while True:
+        try:
+            return kernel.compute()
+        except UnbatchedError as error:
+            n2 = None if kernel.x2 is None else len(kernel.x2)
+            exclude = error.names | frozenset(kernel.request.trained) - kernel.plan.ruled
+            plan = make_plan(kernel.request, kernel.x1, len(kernel.x1), n2, exclude=exclude)
+            kernel = replace(kernel, plan=plan)
+
+
+def _by_products(kernel: Kernel) -> dict[str, Tensor]:
+    shares = kernel.empty()
+    for module, share in shares.items():
+        for member, out in enumerate(share):
+            params = {name: value[member : member + 1] for name, value in kernel.request.params.items()}
+            trained = tuple(n for n in kernel.request.trained if not kernel.by_layer or n.rpartition(".")[0] == module)
+            request = replace(kernel.request, params=params, trained=trained)
+            matrix = _operator(replace(kernel, request=request)).dense()
+            if kernel.x2 is None:
+                matrix = (matrix + matrix.T) / 2
+            c = kernel.plan.c
+            if out.ndim == 4:
+                matrix = matrix.view(out.shape[0], c, out.shape[1], c).transpose(1, 2)
+            out.copy_(matrix)
+    return shares
 
 
 def _request(
@@ -133,4 +179,4 @@ def _check(
             raise ValueError(f"{name} (batch normalisation in train mode) makes samples interact: call net.eval().")
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError(f"{name} (dropout in train mode) makes the network random: call net.eval().")
-    return Method(method)
+    return next(member for member in Method if member == method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bench.ntk.method import Method
 from bench.ntk.rules import Lookup, Size
 from bench.ntk.watch import Call, Use, Watch, reached
 
@@ -69,17 +70,22 @@ class Part:
 class Plan:
     """How the kernel is put together: print it.
 
-    ``calls``: as seen on a ``probe`` of so many samples; ``c``: gradients a sample; ``full``: whether the kernel has
-    all pairs of outputs; ``activations``: bytes a sample that a forward and its backward passes keep alive.
+    ``calls``: as seen on a ``probe`` of so many samples; ``c``: gradients a sample, of so many ``outputs``; ``full``:
+    whether the kernel has all pairs of outputs; ``activations``: bytes a sample that a forward and its backward passes
+    keep alive; ``passes``: FLOPs of the passes through the network.
     """
 
     parts: tuple[Part, ...]
     calls: tuple[Call, ...]
     c: int
+    outputs: int
     full: bool
     activations: float
     probe: int
     members: int
+    passes: float
+    method: Method = Method.LAYERWISE
+    why: str = "asked for"
 
     @property
     def ruled(self) -> frozenset[str]:
@@ -100,8 +106,8 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """Of all members' Grams and per-sample gradients; the passes through the network come on top."""
-        return self.members * sum(part.flops for part in self.parts)
+        """Of all members' passes, per-sample gradients and Grams."""
+        return self.members * (self.passes + sum(part.flops for part in self.parts))
 
     def __str__(self) -> str:
         rows = [("parameters", "form", "GFLOP", "bytes/sample", "because")]
@@ -110,7 +116,8 @@ class Plan:
             rows.append((", ".join(part.names), str(part.form), *cells))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
-        return "\n".join(lines)
+        total = f"{self.flops / 1e9:.3g} GFLOP, {self.members} member(s)"
+        return "\n".join([f"{self.method}: {total}; {self.why}", *lines])
 
 
 class UnbatchedError(Exception):
@@ -137,6 +144,7 @@ def make_plan(
     few = x[:probe] if len(x) >= probe else x.repeat(math.ceil(probe / len(x)), *(1,) * (x.ndim - 1))[:probe]
     calls, unknown, output, activations = _watch(request, few)
     c = _gradients(request, output, probe)
+    network = sum(2 * size.positions * size.parameters for size in map(_size, calls) if size is not None)
     sides = (n1, n2 or n1)
     pairs = sides[0] * sides[1] * (SYMMETRIC_WORK if n2 is None else 1.0)
     samples = n1 + (n2 or 0)
@@ -150,9 +158,28 @@ def make_plan(
     parts = [part for i, call in enumerate(kept) for part in _parts(i, call, price)]
     left = [name for name in request.trained if not any(name in part.names for part in parts)]
     parts += [_sampled(name, request, price, name in unknown) for name in left]
+    passes = samples * (1 + c) * network * (bool(kept) + bool(left))
     order = {module: i for i, module in enumerate(dict.fromkeys(_module(name) for name in request.trained))}
     parts.sort(key=lambda part: order[part.module])
-    return Plan(tuple(parts), tuple(kept), c, full, activations * (1 + c / 2), probe, request.members)
+    alive = activations * (1 + c / 2)
+    return Plan(tuple(parts), tuple(kept), c, output.shape[1], full, alive, probe, request.members, passes)
+
+
+def choose(request: Request, x1: Tensor, x2: Tensor | None, method: Method) -> Plan:
+    """The plan of a method; "auto": by rules, unless the pass for what they leave costs more than they save."""
+    n1, n2 = len(x1), None if x2 is None else len(x2)
+    if method in (Method.JACOBIAN, Method.MATRIX_FREE):
+        return replace(make_plan(request, x1, n1, n2, ruled=False), method=method)
+    ruled = make_plan(request, x1, n1, n2)
+    if method is Method.LAYERWISE:
+        return ruled
+    if not ruled.sampled:
+        return replace(ruled, why="rules hold for every parameter")
+    sampled = make_plan(request, x1, n1, n2, ruled=False)
+    compared = f"{ruled.flops / 1e9:.3g} GFLOP by rules and {sampled.flops / 1e9:.3g} without"
+    if ruled.flops <= sampled.flops:
+        return replace(ruled, why=compared)
+    return replace(sampled, method=Method.JACOBIAN, why=compared)
 
 
 def _watch(request: Request, x: Tensor) -> tuple[list[Call], set[str], Tensor, float]:
@@ -208,6 +235,10 @@ def _without(call: Call, names: set[str]) -> Call | None:
     return Call(call.rule, weight, bias, call.x, call.version, call.out, call.edge)
 
 
+def _size(call: Call) -> Size | None:
+    return None if call.weight is None else call.rule.size(call.x.shape, call.out, call.weight.shape)
+
+
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
@@ -252,7 +283,7 @@ def _part(index: int, call: Call, weight: Use | None, bias: Use | None, price: _
     module, names = _module(uses[0].name), tuple(use.name for use in uses)
     samples = call.x.shape[0]
     output = math.prod(call.out) // samples
-    size = None if weight is None else call.rule.size(call.x.shape, call.out, weight.shape)
+    size = None if weight is None else _size(call)
     if size is None:
         entries = sum(math.prod(use.shape) for use in uses)
         flops = 2 * price.outputs * price.pairs * entries + price.samples * price.c * output * 2

@@ -76,6 +76,11 @@ class Kernel:
         together = not self.plan.sampled and all(_light(call.rule, call.x, call.out) for call in self.plan.calls)
         return [everyone] if together else [[member] for member in everyone]
 
+    def chunk(self, members: int, budget: float) -> int:
+        """Samples of one pass of so many members."""
+        most = budget / 4 if self.x1.device.type != "cpu" else min(budget / 4, CACHE)
+        return max(1, int(most / max(1.0, members * self.plan.activations)))
+
     def fill(self, outs: tuple[Tensor, ...], members: Sequence[int], budget: float) -> None:
         side = len(members) * self.plan.bytes_per_sample
         item = next(iter(self.request.params.values())).element_size()
@@ -125,7 +130,7 @@ class _Side:
         self.kernel = kernel
         self.members = members
         self.x = x
-        self.chunk = _chunk(kernel.plan, len(members), x.device, budget)
+        self.chunk = kernel.chunk(len(members), budget)
         self.all: Layers | None = None
         self._latest: tuple[slice, Layers] | None = None
 
@@ -190,11 +195,6 @@ def _select(layers: Layers, rows: slice) -> Layers:
 
 def _samples(layers: Layers) -> int:
     return layers[0][0].tensors()[0].shape[1]
-
-
-def _chunk(plan: Plan, members: int, device: torch.device, budget: float) -> int:
-    most = budget / 4 if device.type != "cpu" else min(budget / 4, CACHE)
-    return max(1, int(most / max(1.0, members * plan.activations)))
 
 
 def _light(rule: object, x: Tensor, out: torch.Size) -> bool:
