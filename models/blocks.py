@@ -10,12 +10,14 @@ cuts the same tiles and rounds alike.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -42,6 +44,7 @@ def fill(
     memory: int | None = None,
     max_side: int | None = None,
     least_side: int = SMALL_SIDE,
+    done: File | None = None,
 ) -> None:
     """Fill `out` [n1, n2, ...] (or several such tensors at once) with `tile_fn(rows, cols)`.
 
@@ -49,8 +52,9 @@ def fill(
     explicit ends. A tile of r x c is taken to need `bytes_per_entry * r * c + bytes_per_row * (r + c)` bytes at its
     peak, and is kept within `memory` bytes (None: the memory now free on the first output's device, less a margin
     and `out` itself) and `max_side` rows and columns; `least_side`: rows below which another symmetric strip would
-    cost more than it saves. Symmetric tiles on the diagonal start there (rows.start ==
-    cols.start, at least as many columns as rows); entries [i, j, a, b] are mirrored to [j, i, b, a].
+    cost more than it saves. `done`: the file behind `out`, whose finished tiles are not computed again.
+    Symmetric tiles on the diagonal start there (rows.start == cols.start, at least as many columns as rows); entries
+    [i, j, a, b] are mirrored to [j, i, b, a].
     Raises ValueError when sizes do not fit or `memory` is too small for a single entry; a tile function that runs out
     of memory on a single entry raises what it raised.
     """
@@ -64,9 +68,15 @@ def fill(
     if memory is not None and cost(1, 1) > most:
         raise ValueError(f"memory must be at least {math.ceil(cost(1, 1))} bytes, for one entry, not {memory}.")
     shape = tile_shape(n1, n2, cost, most, symmetric, max_side, least_side)
+    if done is not None:
+        shape = done.grid(shape)
     worker = _Worker(outs, tile_fn, cost, symmetric)
     for rows, cols in tiles(n1, n2, *shape, symmetric):
-        worker.do(rows, cols)
+        if done is None:
+            worker.do(rows, cols)
+        elif not done.holds(rows, cols):
+            worker.do(rows, cols)
+            done.add(rows, cols)
 
 
 def tile_shape(
@@ -99,6 +109,70 @@ def tiles(n1: int, n2: int, rows: int, cols: int, symmetric: bool = False) -> It
     for top in range(0, n1, rows):
         for left in range(top if symmetric else 0, n2, cols):
             yield slice(top, min(top + rows, n1)), slice(left, min(left + cols, n2))
+
+
+class File:
+    """A tensor in a .npy file that is filled tile by tile, and goes on where an earlier process was stopped.
+
+    Beside it `<name>.json` holds a line that names what the file is (`fingerprint`) and one for each finished tile.
+    `tensor` is mapped to the file. Raises ValueError if the file there is of another fingerprint, shape or dtype.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, fingerprint: str) -> None:
+        self._log = path.with_name(path.name + ".json")
+        self._head: dict[str, object] = {"fingerprint": fingerprint, "shape": list(shape), "dtype": str(dtype)}
+        self._tiles: set[tuple[int, int]] = set()
+        self._grid: tuple[int, int] | None = None
+        self.complete = False
+        found = self._read(path)
+        numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if found:
+            self._map = numpy.lib.format.open_memmap(path, mode="r+")
+        else:
+            self._map = numpy.lib.format.open_memmap(path, mode="w+", dtype=numpy_dtype, shape=shape)
+            self._append(self._head, mode="w")
+        self.tensor = torch.from_numpy(self._map)
+
+    def _read(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        lines = self._log.read_text().split("\n") if self._log.exists() else []
+        # A line without its end was being written when the process was stopped.
+        entries = [json.loads(line) for line in lines[:-1]]
+        if not entries or entries[0] != self._head:
+            raise ValueError(f"{path} holds something else: remove it with {self._log.name}, or name another file.")
+        for entry in entries[1:]:
+            if "grid" in entry:
+                self._grid = tuple(entry["grid"])
+            elif "tile" in entry:
+                self._tiles.add(tuple(entry["tile"]))
+            else:
+                self.complete = True
+        if lines[-1]:
+            self._log.write_text("\n".join([*lines[:-1], ""]))
+        return True
+
+    def _append(self, entry: dict[str, object], mode: str = "a") -> None:
+        with self._log.open(mode) as log:
+            log.write(json.dumps(entry) + "\n")
+
+    def grid(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of a tile: those that the file was begun with, else `shape`."""
+        if self._grid is None:
+            self._grid = shape
+            self._append({"grid": shape})
+        return self._grid
+
+    def holds(self, rows: slice, cols: slice) -> bool:
+        return (rows.start, cols.start) in self._tiles
+
+    def add(self, rows: slice, cols: slice) -> None:
+        self._map.flush()  # the tile is there before the line that says so
+        self._append({"tile": [rows.start, cols.start]})
+
+    def finish(self) -> None:
+        self._append({"complete": True})
 
 
 def chunks(n: int, size: int, compute: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:

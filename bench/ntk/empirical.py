@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from bench.ntk.operator import NtkOperator
 from bench.ntk.plan import Outputs, Plan, Request, UnbatchedError, choose, make_plan
 from bench.ntk.tiles import Kernel
 from models import blocks
+
+T = TypeVar("T")
 
 
 def empirical_ntk(
@@ -51,7 +54,11 @@ def empirical_ntk(
             not one pair of samples fits.
     """
     kernel = prepare(net, x1, x2, outputs, method, memory, dtype, by_layer, params)
-    shares = _by_products(kernel) if kernel.plan.method is Method.MATRIX_FREE else _by_layers(kernel)
+    shares = (
+        _by_products(kernel)
+        if kernel.plan.method is Method.MATRIX_FREE
+        else _with_rules_that_hold(kernel, Kernel.compute)
+    )
     if params is None:
         shares = {name: share[0] for name, share in shares.items()}
     return shares if by_layer else shares[""]
@@ -101,16 +108,42 @@ def as_operator(
     return _operator(prepare(net, x1, x2, outputs, Method.MATRIX_FREE, memory, dtype, False, params))
 
 
+def write_ntk(
+    path: Path | str,
+    net: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    outputs: Outputs = "full",
+    method: Method | str = Method.AUTO,
+    memory: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``empirical_ntk`` of one network into the file ``path`` (.npy), tile by tile; returns it mapped into memory.
+
+    A call that was stopped goes on where it was, in the tiles that it began with; a finished file is returned at once.
+    For outputs "full" the file holds [n1, c, n2, c] (as [n1 c, n2 c] the sample-major matrix), and [n1, n2, c, c] is
+    returned.
+
+    Raises:
+        ValueError: as ``empirical_ntk``, or the file there is of another kernel.
+    """
+    kernel = prepare(net, x1, x2, outputs, method, memory, dtype)
+    if kernel.plan.method is Method.MATRIX_FREE:
+        raise ValueError("method must be one that makes tiles, not 'matrix_free'.")
+    return _with_rules_that_hold(kernel, lambda sound: sound.write(Path(path)))
+
+
 def _operator(kernel: Kernel) -> NtkOperator:
     chunk = kernel.chunk(1, blocks.budget(kernel.memory, (kernel.x1[:0],)))
     x2 = kernel.x1 if kernel.x2 is None else kernel.x2
     return NtkOperator(kernel.request, kernel.x1, x2, kernel.plan.outputs, chunk)
 
 
-def _by_layers(kernel: Kernel) -> dict[str, Tensor]:
+def _with_rules_that_hold(kernel: Kernel, compute: Callable[[Kernel], T]) -> T:
     while True:
         try:
-            return kernel.compute()
+            return compute(kernel)
         except UnbatchedError as error:
             n2 = None if kernel.x2 is None else len(kernel.x2)
             exclude = error.names | frozenset(kernel.request.trained) - kernel.plan.ruled

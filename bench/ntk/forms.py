@@ -12,9 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WORKSPACE = 2**24
-"""Bytes of pairs of positions that are alive at once: they are summed while in the cache."""
-
 
 @dataclass(frozen=True)
 class Gradients:
@@ -32,7 +29,7 @@ class Gradients:
     def holding(self, J: Tensor) -> Gradients:
         return Gradients(J, self.scale)
 
-    def add_gram(self, kernel: Tensor, other: Gradients, full: bool) -> None:
+    def add_gram(self, kernel: Tensor, other: Gradients, full: bool, workspace: float) -> None:
         axes = (1, 2) if full else (2, 3)
         kernel.baddbmm_(self.J.flatten(*axes), other.J.flatten(*axes).mT, alpha=self.scale**2)
 
@@ -56,13 +53,13 @@ class Factors:
     def holding(self, h: Tensor, D: Tensor) -> Factors:
         return Factors(h, D, self.scale, self.bias_scale)
 
-    def add_gram(self, kernel: Tensor, other: Factors, full: bool) -> None:
+    def add_gram(self, kernel: Tensor, other: Factors, full: bool, workspace: float) -> None:
         if self.D.shape[3] == 1:
             self._add_single(kernel, other, full)
             return
         c = self.D.shape[2] if full else 1
-        pair = kernel.element_size() * len(kernel) * self.D.shape[3] ** 2 * (2 * c**2 + 1)
-        side = max(1, int((WORKSPACE / pair) ** 0.5))
+        pair = kernel.element_size() * len(kernel) * self.D.shape[3] ** 2 * (2 * c**2 + 2)
+        side = max(1, int((workspace / pair) ** 0.5))
         for r in _parts(self.D.shape[1], side):
             for s in _parts(other.D.shape[1], side):
                 block = kernel[:, r.start * c : r.stop * c, s.start * c : s.stop * c]
@@ -107,11 +104,14 @@ def _parts(n: int, side: int) -> Iterator[slice]:
         yield slice(start, min(start + side, n))
 
 
-def add_gram(kernel: Tensor, one: Kept, two: Kept, full: bool) -> None:
-    """Add one layer's share of the kernel between the samples of ``one`` and of ``two``, which are alike."""
+def add_gram(kernel: Tensor, one: Kept, two: Kept, full: bool, workspace: float) -> None:
+    """Add one layer's share of the kernel between the samples of ``one`` and of ``two``, which are alike.
+
+    ``workspace``: bytes of pairs of positions that may be alive at once.
+    """
     if isinstance(one, Gradients):
         assert isinstance(two, Gradients)
-        one.add_gram(kernel, two, full)
+        one.add_gram(kernel, two, full, workspace)
     else:
         assert isinstance(two, Factors)
-        one.add_gram(kernel, two, full)
+        one.add_gram(kernel, two, full, workspace)

@@ -193,7 +193,7 @@ def _watch(request: Request, x: Tensor) -> tuple[list[Call], set[str], Tensor, f
     unknown |= {name for call in watch.calls if call.x._version != call.version for name in call.names}
     most = max((math.prod(call.out) + call.x.numel() for call in watch.calls), default=x.numel())
     gradients = sum(math.prod(call.out) for call in watch.calls)
-    activations = saved.bytes + output.element_size() * (gradients + 2 * most) if isinstance(output, Tensor) else 0
+    activations = saved.bytes + output.element_size() * (gradients + 4 * most) if isinstance(output, Tensor) else 0
     return watch.calls, unknown, output, activations / len(x)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,8 +19,10 @@ from models import blocks
 
 CACHE = 2**25
 """Bytes of activations that one pass of a CPU should not exceed: beyond, larger batches only cost memory."""
-WHOLE = 0.6
+WHOLE = 0.8
 """Of the budget may be kept of all samples at once; else tiles compute theirs again."""
+WORKSPACE = 2**24
+"""Bytes of pairs of positions that are alive at once: they are summed while in the cache."""
 STRIP = 128
 """Rows, of all outputs, below which a strip of the symmetric kernel is slower than it saves work."""
 
@@ -58,14 +63,13 @@ class Kernel:
         shares = self.empty()
         budget = self._budget(tuple(shares.values()))
         for members in self._groups():
-            outs = tuple(share[member] for share in shares.values() for member in members)
-            self.fill(outs, members, budget)
+            self._fill(tuple(share[member] for share in shares.values() for member in members), members, budget)
         return shares
 
     def _budget(self, outs: tuple[Tensor, ...]) -> float:
         # To ask the system takes longer than a small kernel does.
         samples, members = sum(self.shape), self.request.members
-        need = members * samples * (self.plan.activations + self.plan.bytes_per_sample / WHOLE)
+        need = members * samples * (self.plan.activations + 2 * self.plan.bytes_per_sample)
         if self.memory is None and 4 * need + self._alive() * sum(out.nbytes for out in outs) < blocks.LEAST:
             return blocks.LEAST
         return blocks.budget(self.memory, outs)
@@ -77,29 +81,66 @@ class Kernel:
         return [everyone] if together else [[member] for member in everyone]
 
     def chunk(self, members: int, budget: float) -> int:
-        """Samples of one pass of so many members."""
+        """Samples of one pass of so many members, a quarter of the budget."""
         most = budget / 4 if self.x1.device.type != "cpu" else min(budget / 4, CACHE)
-        return max(1, int(most / max(1.0, members * self.plan.activations)))
+        return max(1, int(most / (members * self._pass())))
 
-    def fill(self, outs: tuple[Tensor, ...], members: Sequence[int], budget: float) -> None:
-        side = len(members) * self.plan.bytes_per_sample
-        item = next(iter(self.request.params.values())).element_size()
-        entry = len(members) * item * self._alive()
+    def _pass(self) -> float:
+        """Bytes of one sample while it passes, and of what is made of it before it is put in its place."""
+        return max(1.0, self.plan.activations + self.plan.bytes_per_sample)
+
+    def write(self, path: Path) -> Tensor:
+        """Into a file, tile by tile; what an earlier, interrupted call has written there is kept."""
+        n1, n2 = self.shape
+        full, c = self.request.outputs == "full", self.plan.c
+        dtype = next(iter(self.request.params.values())).dtype
+        file = blocks.File(path, (n1, c, n2, c) if full else (n1, n2), dtype, self._fingerprint())
+        out = file.tensor.transpose(1, 2) if full else file.tensor
+        if not file.complete:
+            for members in self._groups():
+                self._fill((out,), members, blocks.budget(self.memory, (self.x1[:0],)), file)
+            file.finish()
+        return out
+
+    def _fingerprint(self) -> str:
+        """Of all that decides the kernel."""
+        digest = hashlib.sha256(f"{self.request.outputs} {self.request.trained} {self.request.net}".encode())
+        two = {} if self.x2 is None else {"x2": self.x2}
+        for name, tensor in {**self.request.params, **self.request.buffers, "x1": self.x1, **two}.items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _fill(
+        self, outs: tuple[Tensor, ...], members: Sequence[int], budget: float, done: blocks.File | None = None
+    ) -> None:
         n1, n2 = self.shape
         c = self.plan.c if self.plan.full else 1
-        one = _Side(self, members, self.x1, budget)
-        two = one if self.x2 is None else _Side(self, members, self.x2, budget)
-        whole = side * (n1 + (0 if two is one else n2)) <= WHOLE * budget
-        if whole:
-            whole = one.keep_all() and two.keep_all()
+        parameters = sum(parameter[0].nbytes for parameter in self.request.params.values())  # their multiples
+        side = len(members) * self.plan.bytes_per_sample
+        entry = len(members) * outs[0].element_size() * self._alive()
+        pair = entry + 2 * side
+        spare = budget - len(members) * parameters - 8 / 7 * pair
+        if self.memory is not None and spare < len(members) * self._pass():
+            least = budget - spare + len(members) * self._pass()
+            raise ValueError(f"memory must be at least {int(least)} bytes, for one pair of samples, not {self.memory}.")
+        chunk = max(1, min(self.chunk(len(members), budget), int(spare / (len(members) * self._pass()))))
+        left = budget - len(members) * (chunk * self._pass() + parameters)
+        workspace = min(WORKSPACE, left / 8)
+        left -= workspace
+        one = _Side(self, members, self.x1, chunk)
+        two = one if self.x2 is None else _Side(self, members, self.x2, chunk)
+        kept = side * (n1 + (0 if two is one else n2))
+        whole = kept <= WHOLE * left and one.keep_all() and two.keep_all()
         blocks.fill(
             outs,
-            lambda rows, cols: self._tile(one.rows(rows), two.columns(cols), len(members)),
+            lambda rows, cols: self._tile(one.rows(rows), two.columns(cols), len(members), workspace),
             bytes_per_entry=entry,
             bytes_per_row=0.0 if whole else side,
             symmetric=self.x2 is None,
-            memory=int(budget),
+            memory=math.ceil(max(left - (kept if whole else 0.0), pair)),
             least_side=-(-STRIP // c),
+            done=done,
         )
 
     def _alive(self) -> float:
@@ -108,7 +149,7 @@ class Kernel:
         count = len(self.plan.modules) if self.by_layer else 1
         return kernel * (count + 2) + 1
 
-    def _tile(self, left: Layers, right: Layers, members: int) -> tuple[Tensor, ...]:
+    def _tile(self, left: Layers, right: Layers, members: int, workspace: float) -> tuple[Tensor, ...]:
         c = self.plan.c if self.plan.full else 1
         (n1, n2), first = (_samples(left), _samples(right)), left[0][0].tensors()[-1]
         tiles: dict[str, Tensor] = {}
@@ -117,7 +158,7 @@ class Kernel:
             if name not in tiles:
                 tiles[name] = first.new_zeros(members, n1 * c, n2 * c)
             for one, two in zip(ones, twos, strict=True):
-                add_gram(tiles[name], one, two, self.plan.full)
+                add_gram(tiles[name], one, two, self.plan.full, workspace)
         if self.request.outputs != "full":
             return tuple(tile[i] for tile in tiles.values() for i in range(members))
         return tuple(tile[i].view(n1, c, n2, c).transpose(1, 2) for tile in tiles.values() for i in range(members))
@@ -126,11 +167,11 @@ class Kernel:
 class _Side:
     """What is kept of the samples of one side: of all of them, or of the rows at hand."""
 
-    def __init__(self, kernel: Kernel, members: Sequence[int], x: Tensor, budget: float) -> None:
+    def __init__(self, kernel: Kernel, members: Sequence[int], x: Tensor, chunk: int) -> None:
         self.kernel = kernel
         self.members = members
         self.x = x
-        self.chunk = kernel.chunk(len(members), budget)
+        self.chunk = chunk
         self.all: Layers | None = None
         self._latest: tuple[slice, Layers] | None = None
 
