@@ -125,12 +125,27 @@ class _Push:
     def __call__(self, part: slice) -> Tensor:
         x = self.operator.x1[part]
         at = {name: self.operator.request.params[name][0].detach() for name in self.weights}
-        # Neither the fused attention nor the fused layer, which a function mode turns off, has a forward mode.
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), BaseTorchFunctionMode():
-            warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)  # torch's own, at its first use
-            found = jvp(lambda trained: self.operator._forward(trained, x), (at,), (self.weights,))
-        change: Tensor = found[1]
-        return change
+        try:
+            # Neither the fused attention nor the fused layer, which a function mode turns off, has a forward mode.
+            with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), BaseTorchFunctionMode():
+                warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)  # torch's, at first use
+                change: Tensor = jvp(lambda trained: self.operator._forward(trained, x), (at,), (self.weights,))[1]
+            return change
+        except NotImplementedError:
+            return self._twice_backward(at, x)
+
+    def _twice_backward(self, at: Weights, x: Tensor) -> Tensor:
+        """J w = d/du (J' u) . w, for operations that have no forward mode."""
+        leaves = {name: value.requires_grad_() for name, value in at.items()}
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), BaseTorchFunctionMode():
+            output = self.operator._forward(leaves, x)
+            seed = torch.zeros_like(output).requires_grad_()
+            gradients = torch.autograd.grad(
+                output, list(leaves.values()), seed, create_graph=True, materialize_grads=True
+            )
+            total = sum((g * self.weights[name]).sum() for name, g in zip(leaves, gradients, strict=True))
+        assert isinstance(total, Tensor)
+        return torch.autograd.grad(total, seed)[0]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ EXACT = 1e-12  # relative to the largest entry: see test_ntk.py
 NETWORKS = networks()
 
 
-@pytest.fixture(params=["mlp", "resnet", "token", "positions", "frozen weight", "in place", "recurrent"])
+@pytest.fixture(params=["mlp", "resnet", "token", "positions", "frozen weight", "in place", "recurrent", "weight norm"])
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, Tensor]:
     net, shape = NETWORKS[request.param]
     x = inputs(request.param, shape, 7)
