@@ -17,8 +17,10 @@ Layers = list[list[Kept]]
 """For each part of the plan what is kept of it, in one or more pieces."""
 
 
-def layers(request: Request, plan: Plan, members: Sequence[int], x: Tensor) -> Layers:
+def layers(request: Request, plan: Plan, members: Sequence[int], x: Tensor, into: Layers | None = None) -> Layers:
     """What the plan keeps for the samples x [n, *shape]; several members pass together, by ``vmap``.
+
+    ``into``: where it is to be put in the end; the large pieces are written there at once.
 
     Raises:
         UnbatchedError: parameters whose calls do not hold the samples along the first axis.
@@ -35,7 +37,8 @@ def layers(request: Request, plan: Plan, members: Sequence[int], x: Tensor) -> L
         for index, part in enumerate(plan.parts):
             if part.call is not None:
                 call = plan.calls[part.call]
-                kept[index] = list(_keep(part, call, inputs[part.call], gradients[part.call], len(members)))
+                places = None if into is None or len(members) > 1 else into[index]
+                kept[index] = list(_keep(part, call, inputs[part.call], gradients[part.call], len(members), places))
     if plan.sampled:
         by_name = _by_sample(request, plan, members, x)
         kept |= {i: [Gradients(by_name[part.names[0]], 1.0)] for i, part in enumerate(plan.parts) if part.call is None}
@@ -118,7 +121,7 @@ def _gradient(
     return [output.new_zeros(shape) if D is None else D for D, shape in zip(found, shapes, strict=True)]
 
 
-def _keep(part: Part, call: Call, x: Tensor, D: Tensor, members: int) -> Iterator[Kept]:
+def _keep(part: Part, call: Call, x: Tensor, D: Tensor, members: int, places: list[Kept] | None) -> Iterator[Kept]:
     """x, D: samples of all members along the first axis."""
     weight, bias = part.weight, part.bias
     if weight is not None and part.form is Form.PAIRS:
@@ -126,7 +129,8 @@ def _keep(part: Part, call: Call, x: Tensor, D: Tensor, members: int) -> Iterato
             yield Factors(_split(members, both.h), _split(members, both.D), weight.scale, bias.scale if bias else 0.0)
         return
     if weight is not None:
-        for J in call.rule.gradients(x, D, weight.shape):
+        into = None if places is None else [place.tensors()[0][0] for place in places]
+        for J in call.rule.gradients(x, D, weight.shape, into):
             yield Gradients(_split(members, J), weight.scale)
     if bias is not None:
         yield Gradients(_split(members, call.rule.bias(D, bias.shape)), bias.scale)

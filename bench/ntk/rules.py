@@ -60,8 +60,9 @@ class Rule:
     def pairs(self, x: Tensor, D: Tensor, weight: Shape) -> list[Pairs]:
         raise NotImplementedError
 
-    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
-        """Of the weight: pieces [S, c, size], which together hold each entry's gradient once."""
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape, into: list[Tensor] | None = None) -> list[Tensor]:
+        """Of the weight: pieces [S, c, size], which together hold each entry's gradient once; a rule may write them
+        into tensors that are given for them."""
         raise NotImplementedError
 
     def bias(self, D: Tensor, bias: Shape) -> Tensor:
@@ -81,9 +82,9 @@ class Dense(Rule):
             Pairs(x.flatten(1, -2) if x.ndim > 2 else x[:, None], D.flatten(2, -2) if D.ndim > 3 else D[:, :, None])
         ]
 
-    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape, into: list[Tensor] | None = None) -> list[Tensor]:
         (both,) = self.pairs(x, D, weight)
-        return [_products(both.D.mT, both.h)]
+        return [_products(both.D.mT, both.h, None if into is None else into[0])]
 
     def bias(self, D: Tensor, bias: Shape) -> Tensor:
         return D if D.ndim == 3 else D.flatten(2, -2).sum(2)
@@ -107,18 +108,18 @@ class Convolution(Rule):
         D = D.flatten(3).unflatten(2, (self.groups, -1)).mT
         return [Pairs(patches[:, group], D[:, :, group]) for group in range(self.groups)]
 
-    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
-        pieces = []
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape, into: list[Tensor] | None = None) -> list[Tensor]:
+        pieces: list[Tensor] = []
         for group in range(self.groups):
             channels = slice(group * weight[1], (group + 1) * weight[1])
             units = D.shape[2] // self.groups
             own = D[:, :, group * units : (group + 1) * units]
-            pieces += self._group(x[:, channels], own)
+            pieces += self._group(x[:, channels], own, None if into is None else into[len(pieces) :])
         return pieces
 
-    def _group(self, x: Tensor, D: Tensor) -> list[Tensor]:
+    def _group(self, x: Tensor, D: Tensor, into: list[Tensor] | None) -> list[Tensor]:
         """A product for each row of the filter: with the columns' shifted copies side by side, a row is an offset."""
-        shifted = self._columns(x)
+        shifted = self._columns(x, D.shape[4])
         rows = [
             shifted[:, :, top : top + self.stride[0] * (D.shape[3] - 1) + 1 : self.stride[0]].flatten(2)
             for top in range(0, self.kernel[0] * self.dilation[0], self.dilation[0])
@@ -126,17 +127,24 @@ class Convolution(Rule):
         if shifted.shape[1] < FEW_CHANNELS:
             rows = [torch.cat(rows, 1)]
         flat = D.flatten(3)
-        return [_products(flat, row.mT) for row in rows]
+        return [_products(flat, row.mT, None if into is None else into[i]) for i, row in enumerate(rows)]
 
-    def _columns(self, x: Tensor) -> Tensor:
+    def _columns(self, x: Tensor, width: int) -> Tensor:
         """[S, C, H, W] -> [S, kernel width * C, padded H, width of the output]."""
-        padded = F.pad(x, self.padding) if any(self.padding) else x
-        span = (self.kernel[1] - 1) * self.dilation[1]
-        width = padded.shape[3] - span
-        if span == 0 and self.stride[1] == 1:
-            return padded
-        columns = range(0, span + 1, self.dilation[1])
-        return torch.cat([padded[:, :, :, left : left + width : self.stride[1]] for left in columns], 1)
+        left, right, top, bottom = self.padding
+        if self.kernel[1] == 1 and self.stride[1] == 1 and not any(self.padding):
+            return x
+        samples, channels, rows, cols = x.shape
+        shape = samples, self.kernel[1], channels, rows + top + bottom, width
+        shifted = x.new_zeros(shape) if any(self.padding) else x.new_empty(shape)
+        step = self.stride[1]
+        for j in range(self.kernel[1]):
+            shift = j * self.dilation[1] - left  # output column o reads input column step * o + shift
+            first, last = max(0, -(shift // step)), min(width, (cols - 1 - shift) // step + 1)
+            if first < last:
+                source = x[:, :, :, step * first + shift : step * (last - 1) + shift + 1 : step]
+                shifted[:, j, :, top : top + rows, first:last] = source
+        return shifted.flatten(1, 2)
 
     def _patches(self, x: Tensor) -> Tensor:
         """[S, C * kernel area, positions], channels first."""
@@ -155,7 +163,7 @@ class Elementwise(Rule):
     axis: int | None = None
     """The axis of h on which the parameters act; None: they broadcast."""
 
-    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape, into: list[Tensor] | None = None) -> list[Tensor]:
         return [self.bias(D * self.normalise(x)[:, None], weight)]
 
     def bias(self, D: Tensor, bias: Shape) -> Tensor:
@@ -183,17 +191,21 @@ class Lookup(Rule):
             D = D * (tokens != self.padding)[:, None, :, None]
         return [Pairs(tokens, D)]
 
-    def gradients(self, x: Tensor, D: Tensor, weight: Shape) -> list[Tensor]:
+    def gradients(self, x: Tensor, D: Tensor, weight: Shape, into: list[Tensor] | None = None) -> list[Tensor]:
         (both,) = self.pairs(x, D, weight)
         table = D.new_zeros(*D.shape[:2], *weight)
         index = both.h[:, None, :, None].expand_as(both.D)
         return [table.scatter_add_(2, index, both.D).flatten(2)]
 
 
-def _products(D: Tensor, h: Tensor) -> Tensor:
-    """D [S, c, q, T], h [S, T, p] -> sum over T, [S, c, q * p]."""
-    samples, c, q, positions = D.shape
-    return torch.bmm(D.reshape(samples, c * q, positions), h).view(samples, c, q * h.shape[2])
+def _products(D: Tensor, h: Tensor, out: Tensor | None = None) -> Tensor:
+    """D [S, c, q, T], h [S, T, p] -> sum over T, [S, c, q * p]; ``out``: where to."""
+    (samples, c, q, positions), p = D.shape, h.shape[2]
+    D = D.reshape(samples, c * q, positions)
+    if out is not None and out.is_contiguous():
+        torch.bmm(D, h, out=out.view(samples, c * q, p))
+        return out
+    return torch.bmm(D, h).view(samples, c, q * p)
 
 
 # What a call's arguments mean: the rule, its input, its weight and its bias; None where the rule does not hold.

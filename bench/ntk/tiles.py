@@ -201,18 +201,21 @@ class _Side:
     def _compute(self, rows: slice) -> Layers:
         kernel = self.kernel
 
-        def some(part: slice) -> Layers:
-            return layers(
-                kernel.request, kernel.plan, self.members, self.x[rows.start + part.start : rows.start + part.stop]
-            )
+        def some(part: slice, into: Layers | None) -> Layers:
+            x = self.x[rows.start + part.start : rows.start + part.stop]
+            return layers(kernel.request, kernel.plan, self.members, x, into)
 
         return _gather(rows.stop - rows.start, self.chunk, some)
 
 
-def _gather(n: int, chunk: int, some: Callable[[slice], Layers]) -> Layers:
+def _gather(n: int, chunk: int, some: Callable[[slice, Layers | None], Layers]) -> Layers:
     """Layers of n samples, ``chunk`` at a time, written into their place at once."""
     whole: Layers | None = None
-    for part, found in blocks.chunks(n, chunk, some):
+
+    def placed(part: slice) -> Layers:
+        return some(part, None if whole is None else _select(whole, part))
+
+    for part, found in blocks.chunks(n, chunk, placed):
         if part == slice(0, n):
             return found
         if whole is None:
@@ -220,7 +223,8 @@ def _gather(n: int, chunk: int, some: Callable[[slice], Layers]) -> Layers:
         for ones, pieces in zip(whole, found, strict=True):
             for one, piece in zip(ones, pieces, strict=True):
                 for target, tensor in zip(one.rows(part).tensors(), piece.tensors(), strict=True):
-                    target.copy_(tensor)
+                    if target.data_ptr() != tensor.data_ptr():
+                        target.copy_(tensor)
     assert whole is not None
     return whole
 

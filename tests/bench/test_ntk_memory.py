@@ -87,11 +87,11 @@ def test_out_of_memory_halves_the_batch_and_is_logged_once(monkeypatch, caplog, 
     expected = empirical_ntk(net, x)
     original, seen = tiles.layers, []
 
-    def scarce(request, plan, members, x):
+    def scarce(request, plan, members, x, into=None):
         seen.append(len(x))
         if len(x) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return original(request, plan, members, x)
+        return original(request, plan, members, x, into)
 
     monkeypatch.setattr(tiles, "layers", scarce)
     with caplog.at_level(logging.WARNING, logger="models.blocks"):
