@@ -149,6 +149,26 @@ def test_random_convolutions(data):
     assert error(empirical_ntk(net, x), brute_force(net, x, x)) < EXACT
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (2, 3), "padding": "same", "dilation": (3, 2)},
+        {"kernel_size": (3, 2), "stride": (1, 2), "padding": (0, 2)},
+    ],
+)
+def test_large_images_in_float32(groups, outputs, options):
+    """They take another path on a CPU. Error: 300 positions times 6e-8, most of it cancelling."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 6, groups=groups, **options), nn.Tanh(), nn.AvgPool2d(3), nn.Flatten())
+    x = torch.randn(4, 4, 21, 20)
+    net.append(nn.Linear(net(x).shape[1], outputs))
+    kernel = empirical_ntk(net, x)
+    assert error(kernel.double(), brute_force(net.double(), x.double(), x.double())) < 1e-5
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_random_dense_networks(data):
