@@ -149,6 +149,7 @@ def test_random_convolutions(data):
     assert error(empirical_ntk(net, x), brute_force(net, x, x)) < EXACT
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize(
