@@ -21,6 +21,8 @@ CACHE = 2**25
 """Bytes of activations that one pass of a CPU should not exceed: beyond, larger batches only cost memory."""
 WHOLE = 0.8
 """Of the budget may be kept of all samples at once; else tiles compute theirs again."""
+TOGETHER = 3e8
+"""FLOPs of a member above which members are faster one by one on a CPU."""
 WORKSPACE = 2**24
 """Bytes of pairs of positions that are alive at once: they are summed while in the cache."""
 STRIP = 128
@@ -62,7 +64,7 @@ class Kernel:
     def compute(self) -> dict[str, Tensor]:
         shares = self.empty()
         budget = self._budget(tuple(shares.values()))
-        for members in self._groups():
+        for members in self._groups(budget):
             self._fill(tuple(share[member] for share in shares.values() for member in members), members, budget)
         return shares
 
@@ -74,11 +76,13 @@ class Kernel:
             return blocks.LEAST
         return blocks.budget(self.memory, outs)
 
-    def _groups(self) -> list[list[int]]:
-        """Members that pass together: of a network of single-position layers all, since its calls are what costs."""
-        everyone = list(range(self.request.members))
-        together = not self.plan.sampled and all(_light(call.rule, call.x, call.out) for call in self.plan.calls)
-        return [everyone] if together else [[member] for member in everyone]
+    def _groups(self, budget: float) -> list[list[int]]:
+        """Members that pass together: of a network of single-position layers all, where its calls are what costs."""
+        count, plan = self.request.members, self.plan
+        light = not plan.sampled and all(_light(call.rule, call.x, call.out) for call in plan.calls)
+        small = self.x1.device.type != "cpu" or plan.flops / count <= TOGETHER
+        fits = count * sum(self.shape) * (plan.activations + plan.bytes_per_sample) <= budget / 2
+        return [list(range(count))] if light and small and fits else [[member] for member in range(count)]
 
     def chunk(self, members: int, budget: float) -> int:
         """Samples of one pass of so many members, a quarter of the budget."""
@@ -97,8 +101,7 @@ class Kernel:
         file = blocks.File(path, (n1, c, n2, c) if full else (n1, n2), dtype, self._fingerprint())
         out = file.tensor.transpose(1, 2) if full else file.tensor
         if not file.complete:
-            for members in self._groups():
-                self._fill((out,), members, blocks.budget(self.memory, (self.x1[:0],)), file)
+            self._fill((out,), [0], blocks.budget(self.memory, (self.x1[:0],)), file)
             file.finish()
         return out
 
