@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.ntk.products import by_onednn, inner
+
 
 @dataclass(frozen=True)
 class Gradients:
@@ -31,7 +33,11 @@ class Gradients:
 
     def add_gram(self, kernel: Tensor, other: Gradients, full: bool, workspace: float) -> None:
         axes = (1, 2) if full else (2, 3)
-        kernel.baddbmm_(self.J.flatten(*axes), other.J.flatten(*axes).mT, alpha=self.scale**2)
+        one, two = self.J.flatten(*axes), other.J.flatten(*axes)
+        if len(one) == 1 and by_onednn(one[0], two[0]):
+            kernel.add_(inner(one, two), alpha=self.scale**2)
+        else:
+            kernel.baddbmm_(one, two.mT, alpha=self.scale**2)
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,10 @@ class Factors:
     def _add_single(self, kernel: Tensor, other: Factors, full: bool) -> None:
         inputs = self._inputs(other)
         if not full:
-            kernel.addcmul_(inputs, self.D.flatten(2) @ other.D.flatten(2).mT)
+            kernel.addcmul_(inputs, inner(self.D.flatten(2), other.D.flatten(2)))
             return
         (m, n1, c), n2 = self.D.shape[:3], other.D.shape[1]
-        outputs = self.D.flatten(3).flatten(1, 2) @ other.D.flatten(3).flatten(1, 2).mT
+        outputs = inner(self.D.flatten(3).flatten(1, 2), other.D.flatten(3).flatten(1, 2))
         blocks = kernel.view(m, n1, c, n2, c)
         blocks.addcmul_(inputs[:, :, None, :, None], outputs.view(m, n1, c, n2, c))
 
@@ -81,6 +87,8 @@ class Factors:
             one, two = self.h.flatten(1), other.h.flatten(1)
             return (one[:, :, None] == two[:, None, :]).to(self.D) * self.scale**2
         one, two = self.h.flatten(1, 2), other.h.flatten(1, 2)
+        if len(one) == 1 and by_onednn(one[0], two[0]):
+            return inner(one, two).mul_(self.scale**2).add_(self.bias_scale**2)
         bias = one.new_full((1, 1, 1), self.bias_scale**2)
         return torch.baddbmm(bias, one, two.mT, alpha=self.scale**2)
 
@@ -88,12 +96,12 @@ class Factors:
         (m, n1, c, T, _), n2 = self.D.shape, other.D.shape[1]
         inputs = self._inputs(other)
         if full:
-            outputs = (self.D.flatten(1, 3) @ other.D.flatten(1, 3).mT).view(m, n1, c, T, n2, c, T)
+            outputs = inner(self.D.flatten(1, 3), other.D.flatten(1, 3)).view(m, n1, c, T, n2, c, T)
             outputs.mul_(inputs.view(m, n1, 1, T, n2, 1, T))
             kernel += outputs.sum((3, 6)).view(m, n1 * c, n2 * c)
         else:
             one, two = (D.transpose(2, 3).flatten(3).flatten(1, 2) for D in (self.D, other.D))
-            kernel += inputs.mul_(one @ two.mT).view(m, n1, T, n2, T).sum((2, 4))
+            kernel += inputs.mul_(inner(one, two)).view(m, n1, T, n2, T).sum((2, 4))
 
 
 Kept = Gradients | Factors

@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from bench.ntk.products import LinearToInputs, by_onednn
 from bench.ntk.rules import COMMUTE, MATCHERS, Match, Rule
 
 _T: Any = torch.Tensor
@@ -114,9 +115,12 @@ class Watch(TorchFunctionMode):
         leaves = {} if self._taps is not None else {
             id(t): t.detach().requires_grad_() for t in (weight, bias) if id(t) in self._uses
         }  # fmt: skip
-        out: Tensor = func(
-            *(leaves.get(id(a), a) for a in args), **{k: leaves.get(id(a), a) for k, a in kwargs.items()}
-        )
+        out: Tensor
+        if func is F.linear and self._taps is None and by_onednn(x, weight):
+            out = LinearToInputs.apply(x, leaves.get(id(weight), weight), leaves.get(id(bias), bias))
+        else:
+            kwargs = {key: leaves.get(id(value), value) for key, value in kwargs.items()}
+            out = func(*(leaves.get(id(value), value) for value in args), **kwargs)
         edge = None
         if self._taps is None:
             edge = get_gradient_edge(out)

@@ -26,7 +26,7 @@ from torch import Tensor  # noqa: E402
 
 from bench.ntk import empirical_ntk  # noqa: E402
 
-PATIENCE = 30.0
+PATIENCE = 12.0
 """CPU seconds after which a contender is run no more."""
 
 
