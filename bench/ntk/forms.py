@@ -34,7 +34,7 @@ class Gradients:
     def add_gram(self, kernel: Tensor, other: Gradients, full: bool, workspace: float) -> None:
         axes = (1, 2) if full else (2, 3)
         one, two = self.J.flatten(*axes), other.J.flatten(*axes)
-        if len(one) == 1 and by_onednn(one[0], two[0]):
+        if by_onednn(one[0], two[0]):
             kernel.add_(inner(one, two), alpha=self.scale**2)
         else:
             kernel.baddbmm_(one, two.mT, alpha=self.scale**2)
@@ -87,7 +87,7 @@ class Factors:
             one, two = self.h.flatten(1), other.h.flatten(1)
             return (one[:, :, None] == two[:, None, :]).to(self.D) * self.scale**2
         one, two = self.h.flatten(1, 2), other.h.flatten(1, 2)
-        if len(one) == 1 and by_onednn(one[0], two[0]):
+        if by_onednn(one[0], two[0]):
             return inner(one, two).mul_(self.scale**2).add_(self.bias_scale**2)
         bias = one.new_full((1, 1, 1), self.bias_scale**2)
         return torch.baddbmm(bias, one, two.mT, alpha=self.scale**2)

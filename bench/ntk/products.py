@@ -15,9 +15,10 @@ AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "
 
 def inner(one: Tensor, two: Tensor) -> Tensor:
     """[m, a, k], [m, b, k] -> [m, a, b]."""
-    if len(one) == 1 and by_onednn(one[0], two[0]):
-        return _linear(one[0], two[0], None)[None]
-    return one @ two.mT
+    if not by_onednn(one[0], two[0]):
+        return one @ two.mT
+    products = [_linear(a, b, None) for a, b in zip(one, two, strict=True)]
+    return products[0][None] if len(products) == 1 else torch.stack(products)
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:

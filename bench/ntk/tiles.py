@@ -62,19 +62,35 @@ class Kernel:
         return torch.empty(shape, dtype=first.dtype, device=first.device)
 
     def compute(self) -> dict[str, Tensor]:
+        if self._small():
+            return self._at_once()
         shares = self.empty()
-        budget = self._budget(tuple(shares.values()))
+        budget = blocks.budget(self.memory, tuple(shares.values()))
         for members in self._groups(budget):
             self._fill(tuple(share[member] for share in shares.values() for member in members), members, budget)
         return shares
 
-    def _budget(self, outs: tuple[Tensor, ...]) -> float:
-        # To ask the system takes longer than a small kernel does.
+    def _small(self) -> bool:
+        """One tile for all members, far below any budget: to ask the system and to cut tiles would take longer."""
+        c = self.plan.c if self.plan.full else 1
         samples, members = sum(self.shape), self.request.members
-        need = members * samples * (self.plan.activations + 2 * self.plan.bytes_per_sample)
-        if self.memory is None and 4 * need + self._alive() * sum(out.nbytes for out in outs) < blocks.LEAST:
-            return blocks.LEAST
-        return blocks.budget(self.memory, outs)
+        item = next(iter(self.request.params.values())).element_size()
+        numbers = members * math.prod(self.shape) * (self._alive() + len(self.plan.modules) * c**2)
+        need = 4 * members * samples * self._pass() + item * numbers
+        one_tile = self.memory is None and len(self.x1) * c <= 2 * STRIP and need < blocks.LEAST
+        return one_tile and len(self._groups(blocks.LEAST)) == 1
+
+    def _at_once(self) -> dict[str, Tensor]:
+        members = range(self.request.members)
+        one = layers(self.request, self.plan, members, self.x1)
+        two = one if self.x2 is None else layers(self.request, self.plan, members, self.x2)
+        matrices = self._matrices(one, two, len(members), WORKSPACE)
+        if self.x2 is None:  # a product of a matrix with itself need not round symmetrically
+            matrices = {name: (matrix + matrix.mT) / 2 for name, matrix in matrices.items()}
+        if self.request.outputs != "full":
+            return matrices
+        (n1, n2), c = self.shape, self.plan.c
+        return {name: matrix.view(-1, n1, c, n2, c).transpose(2, 3) for name, matrix in matrices.items()}
 
     def _groups(self, budget: float) -> list[list[int]]:
         """Members that pass together: of a network of single-position layers all, where its calls are what costs."""
@@ -153,6 +169,15 @@ class Kernel:
         return kernel * (count + 2) + 1
 
     def _tile(self, left: Layers, right: Layers, members: int, workspace: float) -> tuple[Tensor, ...]:
+        tiles = self._matrices(left, right, members, workspace)
+        c = self.plan.c if self.plan.full else 1
+        n1, n2 = _samples(left), _samples(right)
+        if self.request.outputs != "full":
+            return tuple(tile[i] for tile in tiles.values() for i in range(members))
+        return tuple(tile[i].view(n1, c, n2, c).transpose(1, 2) for tile in tiles.values() for i in range(members))
+
+    def _matrices(self, left: Layers, right: Layers, members: int, workspace: float) -> dict[str, Tensor]:
+        """Module (or "") -> [m, n1 c, n2 c] of all pairs of outputs, else [m, n1, n2]."""
         c = self.plan.c if self.plan.full else 1
         (n1, n2), first = (_samples(left), _samples(right)), left[0][0].tensors()[-1]
         tiles: dict[str, Tensor] = {}
@@ -162,9 +187,7 @@ class Kernel:
                 tiles[name] = first.new_zeros(members, n1 * c, n2 * c)
             for one, two in zip(ones, twos, strict=True):
                 add_gram(tiles[name], one, two, self.plan.full, workspace)
-        if self.request.outputs != "full":
-            return tuple(tile[i] for tile in tiles.values() for i in range(members))
-        return tuple(tile[i].view(n1, c, n2, c).transpose(1, 2) for tile in tiles.values() for i in range(members))
+        return tiles
 
 
 class _Side:

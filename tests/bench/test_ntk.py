@@ -37,6 +37,8 @@ def test_every_entry_is_the_brute_force_one(case):
     for one, two in ((x1, x2), (x1, None), (x1[:1], x2[:3])):
         expected = brute_force(net, one, one if two is None else two)
         assert error(empirical_ntk(net, one, two), expected) < EXACT
+        # With a budget named, tile by tile.
+        assert error(empirical_ntk(net, one, two, memory=2**23), expected) < EXACT
     torch.testing.assert_close(empirical_ntk(net, x1), empirical_ntk(net, x1).permute(1, 0, 3, 2), rtol=0, atol=0)
 
 
