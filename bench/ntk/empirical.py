@@ -50,8 +50,8 @@ def empirical_ntk(
     a kink switches a ReLU on or off.
 
     Raises:
-        ValueError: an unknown option, a net whose samples interact or whose output is not [N, c], or a budget in which
-            not one pair of samples fits.
+        ValueError: an unknown option, a net whose samples interact or whose output is not [N, c], a budget in which not
+            one pair of samples fits, or a kernel that does not fit at all (``write_ntk``, ``as_operator``).
     """
     kernel = prepare(net, x1, x2, outputs, method, memory, dtype, by_layer, params)
     shares = (

@@ -64,11 +64,23 @@ class Kernel:
     def compute(self) -> dict[str, Tensor]:
         if self._small():
             return self._at_once()
+        self._check_room()
         shares = self.empty()
         budget = blocks.budget(self.memory, tuple(shares.values()))
         for members in self._groups(budget):
             self._fill(tuple(share[member] for share in shares.values() for member in members), members, budget)
         return shares
+
+    def _check_room(self) -> None:
+        c = self.plan.c if self.plan.full else 1
+        item = next(iter(self.request.params.values())).element_size()
+        count = self.request.members * (len(self.plan.modules) if self.by_layer else 1)
+        need, free = count * math.prod(self.shape) * c**2 * item, blocks.free_memory(self.x1.device)
+        if need > free and self.x1.device.type != "meta":
+            raise ValueError(
+                f"The kernel takes {need / 1e9:.3g} GB and {free / 1e9:.3g} GB are free: write it to disk with "
+                "write_ntk, or work with products alone (as_operator)."
+            )
 
     def _small(self) -> bool:
         """One tile for all members, far below any budget: to ask the system and to cut tiles would take longer."""

@@ -62,6 +62,15 @@ def test_the_peak_stays_within_the_budget_and_the_kernel_the_same(name):
         assert float((kernel - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
+def test_a_kernel_that_does_not_fit_is_refused_with_the_remedy(monkeypatch):
+    net, x = networks()["mlp"]
+    monkeypatch.setattr(tiles.blocks, "free_memory", lambda device: 300 * 300 * 4 - 1)
+    with pytest.raises(ValueError, match="write it to disk with write_ntk"):
+        empirical_ntk(net, x)
+    monkeypatch.setattr(tiles.blocks, "free_memory", lambda device: 300 * 300 * 4)
+    empirical_ntk(net, x)
+
+
 def test_the_symmetric_kernel_takes_half_the_products():
     """Eight strips from the diagonal on: .5625 of the pairs, and the layers of one side only."""
     net, x = mlp(20, 64, 2, 1), torch.randn(1024, 20)
