@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ Timed = Callable[[], float]
 
 @dataclass(frozen=True)
 class Case:
-    """``outputs``: of the network; more than one: the full kernel. ``peers_runs``: at most, for slow peers."""
+    """``n`` samples, images of ``size`` pixels a side; ``outputs`` of the network: the full kernel."""
 
     name: str
     kind: str
@@ -56,6 +57,7 @@ class Case:
 CASES = {
     case.name: case
     for case in (
+        Case("mlp, 1 output, N = 32", "mlp", 32, 1),
         Case("mlp, 1 output, N = 500", "mlp", 500, 1),
         Case("mlp, 1 output, N = 1000", "mlp", 1000, 1),
         Case("mlp, 10 outputs, N = 500", "mlp", 500, 10),
@@ -113,18 +115,21 @@ def best_recipe(case: Case) -> tuple[str, Callable[[], Tensor]]:
     return f"torch.func (chunk {chunk})", recipe(case, chunk)
 
 
-def products(case: Case, columns: int) -> Callable[[], Tensor]:
-    """NTK-vector products as in the same tutorial, for a few columns of the kernel."""
+def products(case: Case) -> Callable[[], Tensor]:
+    """NTK-vector products as in the same tutorial, one for each column of the kernel."""
     net, x = case.network(), case.inputs()
     params = {name: p.detach() for name, p in net.named_parameters()}
 
-    def kernel() -> Tensor:
-        def one(unit: Tensor) -> Tensor:
-            _, pull = torch.func.vjp(lambda p: functional_call(net, p, (x,)), params)
-            return torch.func.jvp(lambda p: functional_call(net, p, (x,)), (params,), pull(unit))[1]
+    def column(unit: Tensor) -> Tensor:
+        _, pull = torch.func.vjp(lambda p: functional_call(net, p, (x,)), params)
+        return torch.func.jvp(lambda p: functional_call(net, p, (x,)), (params,), pull(unit))[1]
 
-        units = torch.eye(case.n * case.outputs)[:columns].view(columns, case.n, case.outputs)
-        return vmap(one)(units)
+    def kernel() -> Tensor:
+        n, c = case.n, case.outputs
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            columns = vmap(column)(torch.eye(n * c).view(n * c, n, c))
+        return columns.view(n, c, n, c).permute(2, 0, 3, 1)
 
     return kernel
 

@@ -28,6 +28,8 @@ from bench.ntk import empirical_ntk  # noqa: E402
 
 PATIENCE = 12.0
 """CPU seconds after which a contender is run no more."""
+FEW = 50
+"""Columns of a kernel above which NTK-vector products take minutes."""
 
 
 def contenders(case: Case) -> tuple[dict[str, Timed], list[JaxLibrary]]:
@@ -38,16 +40,19 @@ def contenders(case: Case) -> tuple[dict[str, Timed], list[JaxLibrary]]:
     kernels[name] = work
     if (work := ntk_cases.nngeometry(case)) is not None:
         kernels["nngeometry"] = work
+    if case.n * case.outputs <= FEW:
+        kernels["torch.func products"] = ntk_cases.products(case)
     timed: dict[str, Timed] = {"ours": clocked(ntk_cases.ours(case))}
     for name, work in kernels.items():
         few = Case(case.name, case.kind, 16, case.outputs, case.size)
-        small = ntk_cases.nngeometry(few) if name == "nngeometry" else ntk_cases.recipe(few, 16)
-        assert small is not None
-        _agree(name, small(), ntk_cases.ours(few)())
+        small = {"nngeometry": ntk_cases.nngeometry, "torch.func products": ntk_cases.products}.get(name)
+        reference = ntk_cases.recipe(few, 16) if small is None else small(few)
+        assert reference is not None
+        _agree(name, reference(), ntk_cases.ours(few)())
         timed[name] = clocked(work)
     processes = []
     for i, name in enumerate(JaxLibrary.IMPLEMENTATIONS if os.environ.get(JAX_PYTHON) else ()):
-        if i == 1 and case.n * case.outputs > 100:
+        if i == 1 and case.n * case.outputs > FEW:
             continue  # N c products with the network: minutes, and the slowest of all
         process = JaxLibrary(case, i + 1)
         processes.append(process)
