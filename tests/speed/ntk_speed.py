@@ -150,8 +150,9 @@ def main() -> None:
         seconds = ensemble(options.runs) if name == "ensemble" else measure(CASES[name], options.runs)
         peaks = {}
         if name != "ensemble":
-            wanted = ["ours", "torch.func", *(["nngeometry"] if "nngeometry" in seconds else [])]
-            peaks = {which: ntk_cases.peak_bytes(CASES[name], which) for which in wanted}
+            slow = {who.split(" (")[0] for who, times in seconds.items() if statistics.median(times) > PATIENCE}
+            wanted = {"ours", "torch.func", "nngeometry"} & {who.split(" (")[0] for who in seconds} - slow
+            peaks = {which: ntk_cases.peak_bytes(CASES[name], which) for which in sorted(wanted)}
         results[name] = {"seconds": seconds, "ratios": ratios(seconds), "peak_bytes": peaks}
     print(table(results))
     if options.json:
