@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -132,6 +133,10 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
+    if os.environ.get(JAX_PYTHON):
+        code = "from importlib.metadata import version; print(version('neural-tangents'), version('jax'))"
+        answer = subprocess.run([os.environ[JAX_PYTHON], "-c", code], capture_output=True, text=True, check=True)
+        found["neural-tangents"], found["jax"] = answer.stdout.split()
     return found
 
 
