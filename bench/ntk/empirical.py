@@ -46,8 +46,8 @@ def empirical_ntk(
         params: parameters to use instead of the module's own, each with a leading member axis, which becomes the
             leading axis of the result.
 
-    In float32 the error is some 1e-6 of the largest entry, but where rounding switches a ReLU on or off (one unit of one
-    sample with a pre-activation of 1e-8) that sample's row and column move by about 1 / width.
+    In float32 the error is some 1e-6 of the largest entry, but where rounding switches a ReLU on or off (one unit of
+    one sample with a pre-activation of 1e-8) that sample's row and column move by about 1 / width.
 
     Raises:
         ValueError: an unknown option, a net whose samples interact or whose output is not [N, c], a budget in which not
