@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.ntk.algebra import as_matrix, solve, spectrum
+
 JITTER = 1e-10
 """Added to the diagonal, relative to its mean; far below anything that changes a match, and never tuned for one."""
 
@@ -63,7 +65,7 @@ class KernelPredictor:
             raise ValueError("k_train holds nan or inf.")
         self._outputs = kernel.shape[2] if kernel.ndim == 4 else None
         self._n = kernel.shape[0]
-        self._kernel = _matrix(kernel)
+        self._kernel = as_matrix(kernel)
         mean_diagonal = float(self._kernel.diagonal().mean())
         self._ridge = ridge + JITTER * mean_diagonal
         self._solution: Tensor | None = None
@@ -76,7 +78,7 @@ class KernelPredictor:
         flat = target if self._outputs is None else target.reshape(-1, 1)
         if len(flat) != len(self._kernel):
             raise ValueError(f"y has {target.shape[1]} outputs, the kernel {self._outputs}.")
-        self._solution = self._flow(flat) if self.time is not None else self._solve(flat)
+        self._solution = self._flow(flat) if self.time is not None else solve(self._kernel, flat, self._ridge).x
         return self
 
     @property
@@ -97,7 +99,7 @@ class KernelPredictor:
         if kernel.ndim != (2 if self._outputs is None else 4) or kernel.shape[1] != self._n:
             wanted = "n_test, n" if self._outputs is None else "n_test, n, c, c"
             raise ValueError(f"k_test_train must be [{wanted}] with n = {self._n}, not {list(kernel.shape)}.")
-        prediction = (_matrix(kernel) @ weights).reshape(len(kernel), self._outputs or -1)
+        prediction = (as_matrix(kernel) @ weights).reshape(len(kernel), self._outputs or -1)
         return prediction if self.base == "zero" else prediction + self._initial(f_0, "predict")
 
     def _residual(self, y: Tensor, f_0: Any, call: str) -> Tensor:
@@ -111,19 +113,10 @@ class KernelPredictor:
         initial = _float64(f_0).to(self._kernel.device)
         return initial[:, None] if initial.ndim == 1 else initial
 
-    def _solve(self, target: Tensor) -> Tensor:
-        regularised = self._kernel + self._ridge * torch.eye(len(self._kernel)).to(self._kernel)
-        factor, info = torch.linalg.cholesky_ex(regularised)
-        if int(info) == 0:
-            return torch.cholesky_solve(target, factor)
-        # A singular kernel whose smallest eigenvalues are rounding noise below the jitter: drop that noise.
-        eigenvalues, vectors = self._spectrum()
-        inverse = torch.where(eigenvalues > self._ridge, 1 / (eigenvalues + self._ridge), 0.0)
-        return vectors @ (inverse[:, None] * (vectors.T @ target))
-
     def _flow(self, target: Tensor) -> Tensor:
         """Weights w with K w = (1 - decay(K)) target, for the decay of a flow or of discrete steps."""
-        eigenvalues, vectors = self._spectrum()
+        found = spectrum(self._kernel)
+        eigenvalues, vectors = found.eigenvalues, found.vectors
         time = torch.as_tensor(self.time, dtype=torch.float64, device=eigenvalues.device)
         rates = eigenvalues / self._n
         momenta = None if self.momenta is None else _float64(self.momenta).to(time)
@@ -131,17 +124,6 @@ class KernelPredictor:
         # Below rounding the quotient learnt / eigenvalue is its limit, the total time / n.
         weights = torch.where(eigenvalues > 1e-15 * eigenvalues[-1], learnt / eigenvalues, time.sum() / self._n)
         return vectors @ (weights[:, None] * (vectors.T @ target))
-
-    def _spectrum(self) -> tuple[Tensor, Tensor]:
-        """Raises: ValueError where the kernel is not positive semidefinite beyond rounding."""
-        eigenvalues, vectors = torch.linalg.eigh(self._kernel)
-        smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-        if smallest < -1e-8 * abs(largest):
-            raise ValueError(
-                f"k_train is not positive semidefinite: eigenvalues from {smallest:.3g} to {largest:.3g}; "
-                "was it computed in float32, or is it not symmetric?"
-            )
-        return eigenvalues, vectors
 
 
 def _learnt(rates: Tensor, time: Tensor) -> Tensor:
@@ -166,11 +148,3 @@ def _learnt_with_momentum(rates: Tensor, steps: Tensor, momenta: Tensor) -> Tens
 
 def _float64(array: Any) -> Tensor:
     return torch.as_tensor(array).detach().to(torch.float64)
-
-
-def _matrix(kernel: Tensor) -> Tensor:
-    """[n1, n2, c, c] -> [n1 c, n2 c], sample-major; a matrix stays as it is."""
-    if kernel.ndim == 2:
-        return kernel
-    n1, n2, c, _ = kernel.shape
-    return kernel.permute(0, 2, 1, 3).reshape(n1 * c, n2 * c)

@@ -1,5 +1,6 @@
 """The empirical neural tangent kernel of any module: the instrument that the whole suite reads."""
 
-from bench.ntk.empirical import empirical_ntk
+from bench.ntk.empirical import as_operator, empirical_ntk, explain, write_ntk
+from bench.ntk.method import Method
 
-__all__ = ["empirical_ntk"]
+__all__ = ["Method", "as_operator", "empirical_ntk", "explain", "write_ntk"]

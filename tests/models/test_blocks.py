@@ -1,10 +1,11 @@
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from models import blocks
-from models.blocks import fill, free_memory, tile_shape, tiles
+from models.blocks import File, chunks, fill, free_memory, tile_shape, tiles
 
 
 class Recorder:
@@ -182,3 +183,53 @@ def test_default_budget_leaves_room_for_the_output(monkeypatch) -> None:
     fill(out, tile, bytes_per_entry=16)
     largest = max((r.stop - r.start) * (c.stop - c.start) for r, c in tile.done)
     assert 48 * 2**20 <= 16 * largest <= 96 * 2**20  # .8 * 200 - 64 MiB, and not below half of it
+
+
+def test_chunks_halve_when_memory_runs_out(caplog) -> None:
+    seen = []
+
+    def compute(part: slice) -> list[int]:
+        seen.append(part.stop - part.start)
+        if seen[-1] > 6:
+            raise MemoryError
+        return list(range(part.start, part.stop))
+
+    with caplog.at_level(logging.WARNING, logger="models.blocks"):
+        found = [number for _, numbers in chunks(50, 30, compute) for number in numbers]
+    assert found == list(range(50))
+    assert seen[:4] == [25, 13, 7, 4]  # 50 in two even pieces, then halves, and the size that fits is kept
+    assert max(seen[3:]) == 4
+    assert len(caplog.records) == 1
+    with pytest.raises(MemoryError):
+        list(chunks(1, 1, lambda part: [0] * 10**18))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_file_is_filled_once_and_resumed(tmp_path, symmetric) -> None:
+    matrix, path = _symmetric(60), tmp_path / "folder" / "kernel.npy"
+
+    def run(tile: Callable[[slice, slice], torch.Tensor], memory: int) -> torch.Tensor:
+        file = File(path, (60, 60), torch.float64, "one")
+        if not file.complete:
+            fill(file.tensor, tile, bytes_per_entry=8, memory=memory, symmetric=symmetric, done=file)
+            file.finish()
+        return file.tensor
+
+    first = Recorder(matrix)
+
+    def stopped(rows: slice, cols: slice) -> torch.Tensor:
+        if len(first.done) == 3:
+            raise KeyboardInterrupt
+        return first(rows, cols)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, 8 * 200)
+    second = Recorder(matrix)
+    assert torch.equal(run(second, 8 * 900), matrix)
+    assert not {(r.start, c.start) for r, c in first.done} & {(r.start, c.start) for r, c in second.done}
+    third = Recorder(matrix)
+    assert torch.equal(run(third, 8 * 900), matrix)
+    assert not third.done
+    for shape, dtype, fingerprint in (((60, 60), torch.float64, "two"), ((60, 59), torch.float64, "one")):
+        with pytest.raises(ValueError, match="holds something else: remove it with kernel"):
+            File(path, shape, dtype, fingerprint)

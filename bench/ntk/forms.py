@@ -1,0 +1,125 @@
+"""What is kept of a layer for each sample, and its share of the kernel from that.
+
+m members, N samples, c output gradients a sample. The kernel of all c^2 pairs of outputs (``full``) is accumulated as a
+matrix [m, n1 c, n2 c], sample-major; otherwise as [m, n1, n2], summed over the c gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.ntk.products import by_onednn, inner
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Per-sample gradients J [m, N, c, P] of some parameters, for units of which they count ``scale`` each."""
+
+    J: Tensor
+    scale: float
+
+    def rows(self, rows: slice) -> Gradients:
+        return Gradients(self.J[:, rows], self.scale)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.J,)
+
+    def holding(self, J: Tensor) -> Gradients:
+        return Gradients(J, self.scale)
+
+    def add_gram(self, kernel: Tensor, other: Gradients, full: bool, workspace: float) -> None:
+        axes = (1, 2) if full else (2, 3)
+        one, two = self.J.flatten(*axes), other.J.flatten(*axes)
+        if by_onednn(one[0], two[0]):
+            kernel.add_(inner(one, two), alpha=self.scale**2)
+        else:
+            kernel.baddbmm_(one, two.mT, alpha=self.scale**2)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Of a linear map: inputs h [m, N, T, p], or token numbers [m, N, T], and output gradients D [m, N, c, T, q]; the
+    scales of its weight and bias (0: frozen)."""
+
+    h: Tensor
+    D: Tensor
+    scale: float
+    bias_scale: float
+
+    def rows(self, rows: slice) -> Factors:
+        return Factors(self.h[:, rows], self.D[:, rows], self.scale, self.bias_scale)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.h, self.D)
+
+    def holding(self, h: Tensor, D: Tensor) -> Factors:
+        return Factors(h, D, self.scale, self.bias_scale)
+
+    def add_gram(self, kernel: Tensor, other: Factors, full: bool, workspace: float) -> None:
+        if self.D.shape[3] == 1:
+            self._add_single(kernel, other, full)
+            return
+        c = self.D.shape[2] if full else 1
+        pair = kernel.element_size() * len(kernel) * self.D.shape[3] ** 2 * (2 * c**2 + 2)
+        side = max(1, int((workspace / pair) ** 0.5))
+        for r in _parts(self.D.shape[1], side):
+            for s in _parts(other.D.shape[1], side):
+                block = kernel[:, r.start * c : r.stop * c, s.start * c : s.stop * c]
+                self.rows(r)._add_positions(block, other.rows(s), full)
+
+    def _add_single(self, kernel: Tensor, other: Factors, full: bool) -> None:
+        inputs = self._inputs(other)
+        if not full:
+            kernel.addcmul_(inputs, inner(self.D.flatten(2), other.D.flatten(2)))
+            return
+        (m, n1, c), n2 = self.D.shape[:3], other.D.shape[1]
+        outputs = inner(self.D.flatten(3).flatten(1, 2), other.D.flatten(3).flatten(1, 2))
+        blocks = kernel.view(m, n1, c, n2, c)
+        blocks.addcmul_(inputs[:, :, None, :, None], outputs.view(m, n1, c, n2, c))
+
+    def _inputs(self, other: Factors) -> Tensor:
+        """scale^2 h . h' + bias_scale^2, [m, n1 T, n2 T]."""
+        if self.h.ndim == 3:
+            one, two = self.h.flatten(1), other.h.flatten(1)
+            return (one[:, :, None] == two[:, None, :]).to(self.D) * self.scale**2
+        one, two = self.h.flatten(1, 2), other.h.flatten(1, 2)
+        if by_onednn(one[0], two[0]):
+            return inner(one, two).mul_(self.scale**2).add_(self.bias_scale**2)
+        bias = one.new_full((1, 1, 1), self.bias_scale**2)
+        return torch.baddbmm(bias, one, two.mT, alpha=self.scale**2)
+
+    def _add_positions(self, kernel: Tensor, other: Factors, full: bool) -> None:
+        (m, n1, c, T, _), n2 = self.D.shape, other.D.shape[1]
+        inputs = self._inputs(other)
+        if full:
+            outputs = inner(self.D.flatten(1, 3), other.D.flatten(1, 3)).view(m, n1, c, T, n2, c, T)
+            outputs.mul_(inputs.view(m, n1, 1, T, n2, 1, T))
+            kernel += outputs.sum((3, 6)).view(m, n1 * c, n2 * c)
+        else:
+            one, two = (D.transpose(2, 3).flatten(3).flatten(1, 2) for D in (self.D, other.D))
+            kernel += inputs.mul_(inner(one, two)).view(m, n1, T, n2, T).sum((2, 4))
+
+
+Kept = Gradients | Factors
+
+
+def _parts(n: int, side: int) -> Iterator[slice]:
+    for start in range(0, n, side):
+        yield slice(start, min(start + side, n))
+
+
+def add_gram(kernel: Tensor, one: Kept, two: Kept, full: bool, workspace: float) -> None:
+    """Add one layer's share of the kernel between the samples of ``one`` and of ``two``, which are alike.
+
+    ``workspace``: bytes of pairs of positions that may be alive at once.
+    """
+    if isinstance(one, Gradients):
+        assert isinstance(two, Gradients)
+        one.add_gram(kernel, two, full, workspace)
+    else:
+        assert isinstance(two, Factors)
+        one.add_gram(kernel, two, full, workspace)

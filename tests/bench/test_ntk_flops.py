@@ -1,0 +1,73 @@
+"""FLOPs, which unlike times are the same on every machine, against the least that the method can do."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.ntk import empirical_ntk, explain
+from models.cnn import cnn
+from models.mlp import mlp
+
+
+def flops(net: nn.Module, x: Tensor, **options: Any) -> float:
+    """Float64: there a per-sample gradient of a convolution is a matrix product, which is counted rightly."""
+
+    def in_place(out: Any, one: Any, two: Any, *rest: Any, out_shape: Any = None, **more: Any) -> int:
+        return 2 * one[0] * one[1] * one[2] * two[2]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place}) as counter:
+        empirical_ntk(net.double(), x.double(), **options)
+    return float(counter.get_total_flops())
+
+
+def strips(n: int, rows: int) -> float:
+    """Pairs of samples in strips of the symmetric kernel, from the diagonal on."""
+    return sum(min(rows, n - top) * (n - top) for top in range(0, n, rows))
+
+
+def test_mlp():
+    n, sizes = 512, ((40, 96), (96, 96), (96, 1))
+    forward = sum(a * b for a, b in sizes)
+    backward = forward - 40 * 96  # not to the inputs
+    grams = sum(a + b for a, b in sizes)
+    least = 2 * n * (forward + backward) + 2 * strips(n, 128) * grams
+    counted = flops(mlp(40, 96, 2, 1, b_std=0.1), torch.randn(n, 40))
+    assert 0.99 * least <= counted < 1.02 * least  # and the probe of three samples
+    # The symmetric kernel costs little more than half of the other.
+    assert flops(mlp(40, 96, 2, 1), torch.randn(n, 40), x2=torch.randn(n, 40).double()) > 1.5 * counted
+
+
+def test_mlp_of_ten_outputs():
+    n, c, sizes = 128, 10, ((40, 96), (96, 96), (96, 10))
+    forward = sum(a * b for a, b in sizes)
+    pairs = strips(n, 16)  # 128 rows of all outputs
+    grams = sum(a + c**2 * b for a, b in sizes)
+    least = 2 * n * (forward + c * (forward - 40 * 96)) + 2 * pairs * grams
+    counted = flops(mlp(40, 96, 2, c), torch.randn(n, 40))
+    assert 0.99 * least <= counted < 1.03 * least
+
+
+def test_cnn():
+    n, size, layers = 150, 10, ((3, 20), (20, 20))
+    maps = sum(9 * a * b for a, b in layers)
+    passes = size**2 * (maps + 9 * 20 * 20) + 2 * 20
+    # The first layer's inputs are few: all its gradients at once. 20 biases a layer, and the read-out's two factors.
+    gradients = size**2 * maps
+    pairs = strips(n, 75)
+    least = 2 * n * (passes + gradients) + 2 * pairs * (maps + 2 * 20 + 20 + 1)
+    counted = flops(cnn(3, 20, 2, 1, readout="gap", b_std=0.1), torch.randn(n, 3, size, size))
+    assert 0.99 * least <= counted < 1.05 * least
+
+
+@pytest.mark.parametrize("positions", [1, 2, 30])
+def test_the_plan_foresees_what_is_counted(positions):
+    net = nn.Sequential(nn.Linear(24, 40), nn.Tanh(), nn.Linear(40, 24), nn.Flatten(), nn.Linear(24 * positions, 2))
+    x = torch.randn(60, positions, 24)
+    planned = explain(net, x, x[:30]).flops
+    counted = flops(net, x, x2=x[:30].double())
+    # The plan takes a backward pass to cost what a forward pass does, though none goes to the inputs, and counts
+    # element-wise passes, which the counter does not.
+    assert 0.5 * planned < counted < 1.3 * planned
