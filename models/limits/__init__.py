@@ -2,6 +2,7 @@
 
 # The rules register themselves on import.
 from models.limits import closed_forms as _closed_forms
+from models.limits import pooling as _pooling
 from models.limits import structural as _structural
 from models.limits.elementwise import elementwise, elementwise_function
 from models.limits.infinite import InfiniteWidth, Limit, infinite_width
@@ -20,4 +21,4 @@ __all__ = [
     "rule",
 ]
 
-del _closed_forms, _structural
+del _closed_forms, _pooling, _structural

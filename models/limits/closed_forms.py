@@ -20,8 +20,8 @@ def require_gaussian(k: Kernels) -> None:
     """Refuse an activation of anything but a Gaussian process."""
     if not k.gaussian:
         raise NoInfiniteWidthLimit(
-            "an activation must follow a layer with random weights, not another activation: "
-            "write the two as one module and register that with models.limits.elementwise"
+            "an activation must follow a layer with random weights, whose outputs are Gaussian: put a layer, "
+            "or normalise, before it; activations that follow each other are understood as one"
         )
 
 
@@ -50,33 +50,33 @@ def erf_dual(k: Kernels) -> Kernels:
     return replace(k, nngp=nngp, ntk=k.ntk * (4 / math.pi) / root, gaussian=False)
 
 
-@rule(nn.ReLU)
+@rule(nn.ReLU, role="activation")
 def relu(module: nn.ReLU, k: Kernels) -> Kernels:
     return piecewise_linear(k, 1.0, 0.0)
 
 
-@rule(nn.LeakyReLU)
+@rule(nn.LeakyReLU, role="activation")
 def leaky_relu(module: nn.LeakyReLU, k: Kernels) -> Kernels:
     return piecewise_linear(k, 1.0, module.negative_slope)
 
 
-@rule(Abs)
+@rule(Abs, role="activation")
 def absolute(module: Abs, k: Kernels) -> Kernels:
     return piecewise_linear(k, 1.0, -1.0)
 
 
-@rule(Erf)
+@rule(Erf, role="activation")
 def erf(module: Erf, k: Kernels) -> Kernels:
     return erf_dual(k)
 
 
-@function_rule(functional.leaky_relu)
+@function_rule(functional.leaky_relu, role="activation")
 def _leaky_relu_function(k: Kernels, negative_slope: float = 0.01, inplace: bool = False) -> Kernels:
     return piecewise_linear(k, 1.0, negative_slope)
 
 
 def _function(dual: Callable[[Kernels], Kernels], *targets: Callable[..., Any] | str) -> None:
-    function_rule(*targets)(lambda k, **_: dual(k))
+    function_rule(*targets, role="activation")(lambda k, **_: dual(k))
 
 
 _function(

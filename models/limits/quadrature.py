@@ -56,7 +56,7 @@ class DualTable:
     error: float
 
     def __call__(self, s1: Tensor, s2: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """E[phi phi] and E[phi' phi'] for standard deviations s1 [r], s2 [c] and angles theta [r, c]."""
+        """E[phi phi], E[phi' phi'] for standard deviations s1 [b, r], s2 [b, c] and angles theta [b, r, c]."""
         x = theta * (2 / math.pi) - 1
         value, slope = (_evaluate(c.to(theta), self._position(s1), self._position(s2), x) for c in self.maps)
         return value, slope
@@ -224,20 +224,20 @@ def _difference(coarse: Tensor, fine: Tensor) -> float:
 
 
 def _evaluate(coefficients: Tensor, y1: Tensor, y2: Tensor, x: Tensor) -> Tensor:
-    """Clenshaw's recurrence over the angle x [r, c]; each of its coefficients is a series in y1 [r] and y2 [c]."""
+    """Clenshaw's recurrence over the angles x [b, r, c]; its coefficients are series in y1 [b, r] and y2 [b, c]."""
     spreads, _, angles = coefficients.shape
-    left = torch.einsum("ri,ijm->mrj", _chebyshev_values(y1, spreads), coefficients)
-    right = _chebyshev_values(y2, spreads).T
+    left = torch.einsum("bri,ijm->mbrj", _chebyshev_values(y1, spreads), coefficients)
+    right = _chebyshev_values(y2, spreads).transpose(1, 2)
     constants = coefficients[0, 0].tolist() if spreads == 1 else None
     x2 = 2 * x
     b1, b2 = torch.zeros_like(x), torch.zeros_like(x)
     for m in range(angles - 1, -1, -1):
-        b2 = b2.neg_().add_(constants[m]) if constants is not None else torch.addmm(b2, left[m], right, beta=-1)
+        b2 = b2.neg_().add_(constants[m]) if constants is not None else torch.baddbmm(b2, left[m], right, beta=-1)
         b2.addcmul_(x2 if m > 0 else x, b1)
         b1, b2 = b2, b1
     return b1
 
 
 def _chebyshev_values(y: Tensor, count: int) -> Tensor:
-    """[n, count]: the first Chebyshev polynomials at y [n]."""
-    return torch.cos(torch.arange(count, dtype=y.dtype, device=y.device) * torch.acos(y)[:, None])
+    """[..., count]: the first Chebyshev polynomials at y."""
+    return torch.cos(torch.arange(count, dtype=y.dtype, device=y.device) * torch.acos(y)[..., None])
