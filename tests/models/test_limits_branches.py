@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from models.layers import Conv2d, Linear
 from models.limits import NoInfiniteWidthLimit, infinite_width
+from models.resnet import resnet
 
 
 @pytest.fixture(autouse=True)
@@ -281,3 +282,22 @@ def test_ways_to_write_one_activation(function, written) -> None:
     one, two = (infinite_width(Net(lambda x, a, c, f=f: c(f(a(x))), *layers))(x1, x2) for f in (function, written))
     torch.testing.assert_close(one.nngp, two.nngp, rtol=1e-8, atol=0)
     torch.testing.assert_close(one.ntk, two.ntk, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_residual_networks_against_finite_ones(norm) -> None:
+    width, draws = 192, 10
+    x = torch.randn(3, 3, 5, 5, dtype=torch.float64)
+    net = resnet(3, width, 1, 1, norm=norm, stages=2, branch_scale=0.7, b_std=0.2).double()
+    limit = infinite_width(net)(x).ntk
+    ntk = []
+    for _ in range(draws):
+        for layer in net.modules():
+            if isinstance(layer, Linear | Conv2d):
+                layer.reset_parameters()
+        ntk.append(empirical(net, {n: p.detach() for n, p in net.named_parameters()}, x, x))
+    sample = torch.stack(ntk)
+    error = sample.std(0) / math.sqrt(draws)
+    # Six layers deep: a bias of order depth / width beside the scatter.
+    assert ((sample.mean(0) - limit).abs() < 5 * error + 3 * 6 / width * limit.max()).all()
+    assert (error < 0.1 * limit.max()).all()

@@ -263,3 +263,19 @@ def test_refusals(layers, sentence) -> None:
     with pytest.raises(NoInfiniteWidthLimit) as caught:
         infinite_width(nn.Sequential(*layers))(images(2, 2, 5, 5))
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("readout", ["flatten", "gap"])
+def test_real_images(readout, data_folder) -> None:
+    archive = np.load(data_folder / "cifar10.npz")
+    raw = torch.from_numpy(archive["x_test"][:5]).double()
+    if raw.shape[-1] == 3:
+        raw = raw.permute(0, 3, 1, 2)
+    x = functional.avg_pool2d(raw, 4)
+    x = x / x.flatten(1).norm(dim=1)[:, None, None, None] * math.sqrt(x[0].numel())
+    net = cnn(3, 8, 2, 1, "relu", readout, 8, b_std=0.3 * 2**0.5, readout_b_std=0.3)
+    limit = infinite_width(net)(x)
+    nngp, ntk = reference(net, x[:2], x[2:4])
+    np.testing.assert_allclose(limit.nngp[:2, 2:4].numpy(), nngp, rtol=1e-9)
+    np.testing.assert_allclose(limit.ntk[:2, 2:4].numpy(), ntk, rtol=1e-8)
+    assert torch.linalg.eigvalsh(limit.ntk)[0] > 0
