@@ -18,10 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from models.activations import Cos, Sign, Sin, Square, Step
-from models.limits.closed_forms import require_gaussian
 from models.limits.quadrature import DualTable, Phi, diagonal_maps, dual_table, with_slope
 from models.limits.registry import function_rule, rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit
@@ -39,6 +36,15 @@ def elementwise_function(*functions: Callable[..., Any] | str) -> None:
     """Register activation functions (or methods of tensors, by name), called with a tensor and constants."""
     for function in functions:
         function_rule(function, role="activation")(_function(function))
+
+
+def require_gaussian(k: Kernels) -> None:
+    """Refuse an activation of anything but a Gaussian process."""
+    if not k.gaussian:
+        raise NoInfiniteWidthLimit(
+            "an activation must follow a layer with random weights, whose outputs are Gaussian: put a layer, "
+            "or normalise, before it; activations that follow each other are understood as one"
+        )
 
 
 def by_quadrature(phi: Phi, k: Kernels) -> Kernels:
@@ -132,40 +138,8 @@ def _function(function: Callable[..., Any] | str) -> Callable[..., Kernels]:
     return apply
 
 
-_TORCH = (
-    nn.ReLU6,
-    nn.Hardtanh,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Hardshrink,
-    nn.Softshrink,
-    nn.Threshold,
-    nn.ELU,
-    nn.SELU,
-    nn.CELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Softplus,
-    nn.Softsign,
-    nn.Tanh,
-    nn.Sigmoid,
-)
-_OTHERS = (nn.LogSigmoid, nn.Tanhshrink, Sin, Cos, Square, Sign, Step)
-for _type in _TORCH + _OTHERS:
+for _type in (
+    *(nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign, nn.Tanh, nn.Sigmoid, nn.LogSigmoid),
+    *(nn.Tanhshrink, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink, nn.Threshold),
+):
     rule(_type, role="activation")(_module)
-
-elementwise_function(
-    functional.elu,
-    functional.selu,
-    functional.celu,
-    functional.gelu,
-    functional.silu,
-    functional.mish,
-    functional.softplus,
-    functional.softsign,
-    functional.tanh,
-    functional.sigmoid,
-)
-elementwise_function(functional.logsigmoid, functional.tanhshrink, torch.tanh, torch.sigmoid, torch.sin, torch.cos)
-elementwise_function(torch.square, torch.sign, "tanh", "sigmoid", "sin", "cos", "square", "sign")
