@@ -79,7 +79,7 @@ def _check(x1: Tensor, x2: Tensor | None) -> None:
             continue
         if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
             raise ValueError(f"{name} must be a float tensor [n, ...] with n >= 1, not {x.dtype} {list(x.shape)}.")
-        if not bool(torch.isfinite(x).all()):
+        if not x.is_meta and not bool(torch.isfinite(x).all()):
             raise ValueError(f"{name} must be finite, but holds NaN or infinity.")
     if x2 is not None and (x2.shape[1:] != x1.shape[1:] or x2.dtype != x1.dtype or x2.device != x1.device):
         described = [f"{list(x.shape[1:])} {x.dtype} on {x.device}" for x in (x1, x2)]
