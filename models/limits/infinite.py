@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import logging
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks import fill
+from models.checks import check_choice
+from models.limits.chain import Chain, find_chain
+from models.limits.compiled import Compiled
 from models.limits.trace import Program
 from models.limits.walk import Walk
 
+log = logging.getLogger(__name__)
+
+Engine = Literal["auto", "torch", "compiled"]
+ENGINES = ("auto", "torch", "compiled")
+LARGE = 2**24  # covariances from which loading (and once compiling) the loops pays
 TILE = 256  # rows and columns whose chain of elementwise operations stays in the cache
 CACHED = 2**20  # entries of a tile of images, beyond one pair
 LIVE = 12  # tensors of a tile's size alive at once, at most
@@ -29,30 +38,64 @@ class InfiniteWidth:
 
     def __init__(self, module: nn.Module) -> None:
         self.program = Program(module)
+        self._said: set[str] = set()
 
-    def __call__(self, x1: Tensor, x2: Tensor | None = None, memory: int | None = None) -> Limit:
+    def __call__(
+        self, x1: Tensor, x2: Tensor | None = None, memory: int | None = None, *, engine: Engine = "auto"
+    ) -> Limit:
         """Kernels between x1 [n1, *shape] and x2 [n2, *shape] (None: x1 with itself, half the work, exact diagonal).
 
         Device and dtype are those of the inputs; use float64 for solves. `memory`: bytes to work with besides the
-        result (None: what is free). Raises ValueError for inputs that do not match each other or the network.
+        result (None: what is free). `engine`: "torch" (every network), "compiled" (chains of convolutions, activations
+        that bend at 0 only, and pooling, on a CPU) or "auto". Raises ValueError for inputs that do not match each
+        other or the network, and for an engine that does not know it.
         """
+        check_choice("engine", engine, ENGINES)
         _check(x1, x2)
         with torch.no_grad():
-            walk = Walk(self.program, x1, x2, memory)
+            probe = Walk(self.program, x1[:1], x1[:1], memory)  # finds what does not fit, and how large a pair is
+            entries = probe.entries()
             nngp = x1.new_empty(len(x1), len(x1 if x2 is None else x2))
             ntk = torch.empty_like(nngp)
-            entries = walk.entries()
-            bytes_per_entry = LIVE * nngp.element_size() * entries
+            chain = self._chain(x1, engine, entries * nngp.numel())
+            self._say("compiled" if chain else "torch")
+            bytes_per_entry = float(LIVE * nngp.element_size() * entries)
             side = max(1, min(TILE, int((CACHED / entries) ** 0.5)))
-            fill(
-                (nngp, ntk),
-                walk.tile,
-                bytes_per_entry=bytes_per_entry,
-                symmetric=x2 is None,
-                memory=memory,
-                max_side=side,
+            error, bytes_per_row = 0.0, 0.0
+            if chain is not None:
+                compiled = Compiled(chain, self._entry(chain, x1), None if x2 is None else self._entry(chain, x2))
+                tile, side, bytes_per_entry, bytes_per_row = compiled.tile, TILE, 32.0, compiled.bytes_per_image()
+            else:
+                walk = Walk(self.program, x1, x2, memory)
+                tile, error = walk.tile, walk.error()
+            fill((nngp, ntk), tile, bytes_per_entry=bytes_per_entry, bytes_per_row=bytes_per_row,
+                 symmetric=x2 is None, memory=memory, max_side=side)  # fmt: skip
+        return Limit(nngp, ntk, error)
+
+    def _chain(self, x: Tensor, engine: Engine, work: int) -> Chain | None:
+        """The chain to compile, if the network is one and it pays."""
+        if engine == "torch" or (engine == "auto" and (work < LARGE or x.device.type != "cpu")):
+            return None
+        if engine == "compiled" and x.device.type != "cpu":
+            raise ValueError(f"engine='compiled' runs on a CPU, not on {x.device}.")
+        entry = next(iter(self.program.run_features(x[:1]).values()))
+        known = x.dtype in (torch.float32, torch.float64)
+        chain = find_chain(self.program, entry) if known else None
+        if chain is None and engine == "compiled":
+            raise ValueError(
+                "engine='compiled' knows chains of convolutions of odd size, stride 1 and zero padding that keeps the "
+                "size, activations that bend at 0 only, average pooling and one read-out, in float32 or float64: "
+                "use engine='torch'."
             )
-        return Limit(nngp, ntk, walk.error())
+        return chain
+
+    def _entry(self, chain: Chain, x: Tensor) -> Tensor:
+        return self.program.run_features(x)[chain.entry]
+
+    def _say(self, engine: str) -> None:
+        if engine not in self._said:
+            log.info("Infinite-width kernels by the %s engine.", engine)
+            self._said.add(engine)
 
 
 def infinite_width(module: nn.Module) -> InfiniteWidth:
