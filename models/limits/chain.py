@@ -139,13 +139,13 @@ class _Builder:
         self.stages[-1].layers.append(Layer(half, *numbers))
 
     def _activation(self, step: Step) -> None:
-        slopes = None if step.function is None or self.flat else _slopes(step.function)
-        if slopes is None:
+        both = None if step.function is None or self.flat else slopes(step.function)
+        if both is None:
             raise _Other
         layers = self.stages[-1].layers
         if not layers or layers[-1].bent:
             layers.append(Layer(0, 1.0, 0.0, 0.0, 0.0))
-        layers[-1] = replace(layers[-1], bent=True, right=slopes[0], left=slopes[1])
+        layers[-1] = replace(layers[-1], bent=True, right=both[0], left=both[1])
 
     def _probe(self, step: Step, full: bool) -> tuple[Tensor, Kernels]:
         """Random covariances of one pair, and what the step makes of them."""
@@ -194,7 +194,7 @@ class _Builder:
             raise _Other
 
 
-def _slopes(function: Callable[[Tensor], Tensor]) -> tuple[float, float] | None:
+def slopes(function: Callable[[Tensor], Tensor]) -> tuple[float, float] | None:
     """Right and left slope of a function that bends at 0 only; None for any other."""
     z = torch.linspace(-4, 4, 128, dtype=torch.float64)
     values = function(z.clone()).detach()

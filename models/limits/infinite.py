@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from models.blocks import fill
 from models.checks import check_choice
-from models.limits.chain import Chain, find_chain
+from models.limits.chain import find_chain
 from models.limits.compiled import Compiled
+from models.limits.dense import CompiledDense, find_dense
 from models.limits.trace import Program
 from models.limits.walk import Walk
 
@@ -21,6 +22,7 @@ Engine = Literal["auto", "torch", "compiled"]
 ENGINES = ("auto", "torch", "compiled")
 LARGE = 2**24  # covariances from which loading (and once compiling) the loops pays
 TILE = 256  # rows and columns whose chain of elementwise operations stays in the cache
+COMPILED_TILE = 512
 CACHED = 2**20  # entries of a tile of images, beyond one pair
 LIVE = 12  # tensors of a tile's size alive at once, at most
 
@@ -46,9 +48,9 @@ class InfiniteWidth:
         """Kernels between x1 [n1, *shape] and x2 [n2, *shape] (None: x1 with itself, half the work, exact diagonal).
 
         Device and dtype are those of the inputs; use float64 for solves. `memory`: bytes to work with besides the
-        result (None: what is free). `engine`: "torch" (every network), "compiled" (chains of convolutions, activations
-        that bend at 0 only, and pooling, on a CPU) or "auto". Raises ValueError for inputs that do not match each
-        other or the network, and for an engine that does not know it.
+        result (None: what is free). `engine`: "torch" (every network), "compiled" (chains of convolutions or linear
+        layers, activations that bend at 0 only, and pooling, on a CPU) or "auto". Raises ValueError for inputs that
+        do not match each other or the network, and for an engine that does not know it.
         """
         check_choice("engine", engine, ENGINES)
         _check(x1, x2)
@@ -57,40 +59,46 @@ class InfiniteWidth:
             entries = probe.entries()
             nngp = x1.new_empty(len(x1), len(x1 if x2 is None else x2))
             ntk = torch.empty_like(nngp)
-            chain = self._chain(x1, engine, entries * nngp.numel())
-            self._say("compiled" if chain else "torch")
+            engine_used = self._compiled(x1, x2, engine, entries * nngp.numel())
+            self._say("torch" if engine_used is None else "compiled")
             bytes_per_entry = float(LIVE * nngp.element_size() * entries)
-            side = max(1, min(TILE, int((CACHED / entries) ** 0.5)))
-            error, bytes_per_row = 0.0, 0.0
-            if chain is not None:
-                compiled = Compiled(chain, self._entry(chain, x1), None if x2 is None else self._entry(chain, x2))
-                tile, side, bytes_per_entry, bytes_per_row = compiled.tile, TILE, 32.0, compiled.bytes_per_image()
-            else:
+            side, bytes_per_row, error = max(1, min(TILE, int((CACHED / entries) ** 0.5))), 0.0, 0.0
+            if engine_used is None:
                 walk = Walk(self.program, x1, x2, memory)
                 tile, error = walk.tile, walk.error()
+            else:
+                tile, side, bytes_per_entry = engine_used.tile, COMPILED_TILE, 4.0 * nngp.element_size()
+                bytes_per_row = engine_used.bytes_per_image()
             fill((nngp, ntk), tile, bytes_per_entry=bytes_per_entry, bytes_per_row=bytes_per_row,
                  symmetric=x2 is None, memory=memory, max_side=side)  # fmt: skip
         return Limit(nngp, ntk, error)
 
-    def _chain(self, x: Tensor, engine: Engine, work: int) -> Chain | None:
-        """The chain to compile, if the network is one and it pays."""
-        if engine == "torch" or (engine == "auto" and (work < LARGE or x.device.type != "cpu")):
+    def _compiled(self, x1: Tensor, x2: Tensor | None, engine: Engine, work: int) -> Compiled | CompiledDense | None:
+        """The compiled loops for these inputs, if they know the network and it pays."""
+        if engine == "torch" or (engine == "auto" and (work < LARGE or x1.device.type != "cpu")):
             return None
-        if engine == "compiled" and x.device.type != "cpu":
-            raise ValueError(f"engine='compiled' runs on a CPU, not on {x.device}.")
-        entry = next(iter(self.program.run_features(x[:1]).values()))
-        known = x.dtype in (torch.float32, torch.float64)
-        chain = find_chain(self.program, entry) if known else None
-        if chain is None and engine == "compiled":
-            raise ValueError(
-                "engine='compiled' knows chains of convolutions of odd size, stride 1 and zero padding that keeps the "
-                "size, activations that bend at 0 only, average pooling and one read-out, in float32 or float64: "
-                "use engine='torch'."
-            )
-        return chain
+        if x1.device.type != "cpu":
+            raise ValueError(f"engine='compiled' runs on a CPU, not on {x1.device}.")
+        if x1.dtype in (torch.float32, torch.float64):
+            left = self._features(x1)
+            second = None if x2 is None else self._features(x2)
+            chain = find_chain(self.program, left[:1])
+            if chain is not None:
+                return Compiled(chain, left, second)
+            layers = find_dense(self.program) if left.ndim == 2 else None
+            if layers is not None:
+                return CompiledDense(layers, left, second)
+        if engine == "auto":
+            return None
+        raise ValueError(
+            "engine='compiled' knows chains of convolutions of odd size, stride 1 and zero padding that keeps the "
+            "size, average pooling and one read-out, and chains of linear layers, with activations that bend at 0 "
+            "only, in float32 or float64: use engine='torch'."
+        )
 
-    def _entry(self, chain: Chain, x: Tensor) -> Tensor:
-        return self.program.run_features(x)[chain.entry]
+    def _features(self, x: Tensor) -> Tensor:
+        """What enters the first layer; of a network with several such inputs, one of them."""
+        return next(iter(self.program.run_features(x).values()))
 
     def _say(self, engine: str) -> None:
         if engine not in self._said:

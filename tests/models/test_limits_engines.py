@@ -12,6 +12,7 @@ from models.activations import Abs, Erf
 from models.cnn import cnn
 from models.layers import Conv2d, Linear
 from models.limits import infinite_width
+from models.mlp import mlp
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,24 @@ def test_engines_agree(name, dtype) -> None:
             torch.testing.assert_close(compiled, plain, rtol=loose, atol=0)
         if len(arguments) == 1:
             assert torch.equal(one.ntk, one.ntk.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("parameterization", ["ntk", "standard"])
+@pytest.mark.parametrize("depth", [0, 1, 3, 20])
+def test_engines_agree_on_dense_networks(depth, parameterization, dtype) -> None:
+    limit = infinite_width(mlp(6, 4, depth, 1, "relu", parameterization, b_std=0.3, readout_b_std=0.1))
+    x1, x2 = torch.randn(40, 6, dtype=dtype), torch.randn(23, 2, 3, dtype=dtype).flatten(1)
+    x1[3] = 0
+    for arguments in ((x1, x2), (x1,)):
+        one, two = (limit(*arguments, engine=engine) for engine in ("compiled", "torch"))
+        for compiled, plain in zip(one[:2], two[:2], strict=True):
+            # Rounding of a correlation close to 1, where a deep ReLU network's are, is squared off by the angle.
+            tolerance = {torch.float64: 1e-11, torch.float32: 2e-5}[dtype] * (1 if depth < 20 else 1e3)
+            assert (compiled - plain).abs().max() < tolerance * plain.abs().max()
+        if len(arguments) == 1:
+            assert torch.equal(one.ntk, one.ntk.T)
+            torch.testing.assert_close(one.ntk.diagonal(), two.ntk.diagonal(), rtol=10 * torch.finfo(dtype).eps, atol=0)
 
 
 @pytest.mark.parametrize("readout", ["flatten", "gap"])
