@@ -10,16 +10,20 @@ cuts the same tiles and rounds alike.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import numpy
 import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Tensors = Tensor | tuple[Tensor, ...]
 TileFn = Callable[[slice, slice], Tensors]
 
@@ -39,30 +43,40 @@ def fill(
     symmetric: bool = False,
     memory: int | None = None,
     max_side: int | None = None,
+    least_side: int = SMALL_SIDE,
+    done: File | None = None,
 ) -> None:
     """Fill `out` [n1, n2, ...] (or several such tensors at once) with `tile_fn(rows, cols)`.
 
     `tile_fn` returns a tensor [rows, cols, ...] (or a tuple of them, in the order of `out`) for two slices with
     explicit ends. A tile of r x c is taken to need `bytes_per_entry * r * c + bytes_per_row * (r + c)` bytes at its
     peak, and is kept within `memory` bytes (None: the memory now free on the first output's device, less a margin
-    and `out` itself) and `max_side` rows and columns. Symmetric tiles on the diagonal start there (rows.start ==
-    cols.start, at least as many columns as rows); entries [i, j, a, b] are mirrored to [j, i, b, a].
+    and `out` itself) and `max_side` rows and columns; `least_side`: rows below which another symmetric strip would
+    cost more than it saves. `done`: the file behind `out`, whose finished tiles are not computed again.
+    Symmetric tiles on the diagonal start there (rows.start == cols.start, at least as many columns as rows); entries
+    [i, j, a, b] are mirrored to [j, i, b, a].
     Raises ValueError when sizes do not fit or `memory` is too small for a single entry; a tile function that runs out
     of memory on a single entry raises what it raised.
     """
     outs = out if isinstance(out, tuple) else (out,)
     n1, n2 = _size(outs, symmetric)
-    budget = _budget(memory, outs)
+    most = budget(memory, outs)
 
     def cost(r: int, c: int) -> float:
         return bytes_per_entry * r * c + bytes_per_row * (r + c)
 
-    if memory is not None and cost(1, 1) > budget:
+    if memory is not None and cost(1, 1) > most:
         raise ValueError(f"memory must be at least {math.ceil(cost(1, 1))} bytes, for one entry, not {memory}.")
-    shape = tile_shape(n1, n2, cost, budget, symmetric, max_side)
+    shape = tile_shape(n1, n2, cost, most, symmetric, max_side, least_side)
+    if done is not None:
+        shape = done.grid(shape)
     worker = _Worker(outs, tile_fn, cost, symmetric)
     for rows, cols in tiles(n1, n2, *shape, symmetric):
-        worker.do(rows, cols)
+        if done is None:
+            worker.do(rows, cols)
+        elif not done.holds(rows, cols):
+            worker.do(rows, cols)
+            done.add(rows, cols)
 
 
 def tile_shape(
@@ -72,13 +86,14 @@ def tile_shape(
     budget: float,
     symmetric: bool = False,
     max_side: int | None = None,
+    least_side: int = SMALL_SIDE,
 ) -> tuple[int, int]:
     """Rows and columns of a tile of at most `budget` bytes; symmetric tiles have no more rows than columns."""
     rows, cols = n1, n2
     if max_side is not None:
         rows, cols = min(rows, max_side), min(cols, max_side)
     if symmetric:
-        rows = min(rows, max(SMALL_SIDE, math.ceil(n1 / SYMMETRIC_STRIPS)))
+        rows = min(rows, max(least_side, math.ceil(n1 / SYMMETRIC_STRIPS)))
     while cost(rows, cols) > budget and (rows, cols) != (1, 1):
         if cols >= rows and cols > 1:
             cols = math.ceil(cols / 2)
@@ -94,6 +109,96 @@ def tiles(n1: int, n2: int, rows: int, cols: int, symmetric: bool = False) -> It
     for top in range(0, n1, rows):
         for left in range(top if symmetric else 0, n2, cols):
             yield slice(top, min(top + rows, n1)), slice(left, min(left + cols, n2))
+
+
+class File:
+    """A tensor in a .npy file that is filled tile by tile, and goes on where an earlier process was stopped.
+
+    Beside it `<name>.json` holds a line that names what the file is (`fingerprint`) and one for each finished tile.
+    `tensor` is mapped to the file. Raises ValueError if the file there is of another fingerprint, shape or dtype.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, fingerprint: str) -> None:
+        self._log = path.with_name(path.name + ".json")
+        self._head: dict[str, object] = {"fingerprint": fingerprint, "shape": list(shape), "dtype": str(dtype)}
+        self._tiles: set[tuple[int, int]] = set()
+        self._grid: tuple[int, int] | None = None
+        self.complete = False
+        found = self._read(path)
+        numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if found:
+            self._map = numpy.lib.format.open_memmap(path, mode="r+")
+        else:
+            self._map = numpy.lib.format.open_memmap(path, mode="w+", dtype=numpy_dtype, shape=shape)
+            self._append(self._head, mode="w")
+        self.tensor = torch.from_numpy(self._map)
+
+    def _read(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        lines = self._log.read_text().split("\n") if self._log.exists() else []
+        # A line without its end was being written when the process was stopped.
+        entries = [json.loads(line) for line in lines[:-1]]
+        if not entries or entries[0] != self._head:
+            raise ValueError(f"{path} holds something else: remove it with {self._log.name}, or name another file.")
+        for entry in entries[1:]:
+            if "grid" in entry:
+                self._grid = tuple(entry["grid"])
+            elif "tile" in entry:
+                self._tiles.add(tuple(entry["tile"]))
+            else:
+                self.complete = True
+        if lines[-1]:
+            self._log.write_text("\n".join([*lines[:-1], ""]))
+        return True
+
+    def _append(self, entry: dict[str, object], mode: str = "a") -> None:
+        with self._log.open(mode) as log:
+            log.write(json.dumps(entry) + "\n")
+
+    def grid(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of a tile: those that the file was begun with, else `shape`."""
+        if self._grid is None:
+            self._grid = shape
+            self._append({"grid": shape})
+        return self._grid
+
+    def holds(self, rows: slice, cols: slice) -> bool:
+        return (rows.start, cols.start) in self._tiles
+
+    def add(self, rows: slice, cols: slice) -> None:
+        self._map.flush()  # the tile is there before the line that says so
+        self._append({"tile": [rows.start, cols.start]})
+
+    def finish(self) -> None:
+        self._append({"complete": True})
+
+
+def chunks(n: int, size: int, compute: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
+    """`compute(part)` of consecutive parts of n samples, `size` or fewer at a time; out of memory halves them.
+
+    Raises what `compute` raises on a single sample.
+    """
+    start, size = 0, _even(n, min(n, size))
+    halved = False
+    while start < n:
+        part = slice(start, min(start + size, n))
+        failed = False
+        try:
+            result = compute(part)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or _len(part) == 1:
+                raise
+            failed = True
+        if failed:  # outside the except clause: there the traceback would keep the failed part's tensors alive
+            size = math.ceil(_len(part) / 2)
+            if not halved:
+                log.warning("Out of memory with %d samples at once: going on with half.", _len(part))
+            halved = True
+            continue
+        yield part, result
+        start = part.stop
 
 
 class _Worker:
@@ -116,7 +221,7 @@ class _Worker:
                 self._write(rows, cols, self.tile_fn(rows, cols))
                 return
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or entries == 1:
+                if not out_of_memory(error) or entries == 1:
                     raise
             self._halve(rows, cols, cost)
         # Outside the except clause: there the traceback would keep the failed tile's tensors alive.
@@ -188,14 +293,15 @@ def _size(outs: tuple[Tensor, ...], symmetric: bool) -> tuple[int, int]:
     return n1, n2
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
     return any(words in text for words in ("can't allocate memory", "not enough memory", "out of memory"))
 
 
-def _budget(memory: int | None, outs: tuple[Tensor, ...]) -> float:
+def budget(memory: int | None, outs: tuple[Tensor, ...]) -> float:
+    """Bytes to work with: `memory`, or what is free on the first output's device, less a margin and the outputs."""
     if memory is None:
         # A fresh output is free memory to the system until it is written.
         return max(LEAST, USABLE * free_memory(outs[0].device) - sum(out.nbytes for out in outs))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.blocks import fill
+from models.blocks import File, fill
 from models.checks import check_choice
 from models.limits.chain import find_chain
 from models.limits.compiled import Compiled
 from models.limits.dense import CompiledDense, find_dense
+from models.limits.progress import Progress
 from models.limits.trace import Program
 from models.limits.walk import Walk
 
@@ -23,6 +28,7 @@ ENGINES = ("auto", "torch", "compiled")
 LARGE = 2**24  # covariances from which loading (and once compiling) the loops pays
 TILE = 256  # rows and columns whose chain of elementwise operations stays in the cache
 COMPILED_TILE = 512
+AT_ONCE = 2**31  # covariances of a compiled tile: some seconds
 CACHED = 2**20  # entries of a tile of images, beyond one pair
 LIVE = 12  # tensors of a tile's size alive at once, at most
 
@@ -35,6 +41,16 @@ class Limit(NamedTuple):
     error: float  # estimate of the largest relative error of a layer's quadrature; 0 where all is closed form
 
 
+class _Plan(NamedTuple):
+    """How to cut a kernel into tiles."""
+
+    tile: Callable[[slice, slice], tuple[Tensor, Tensor]]
+    bytes_per_entry: float
+    bytes_per_row: float
+    side: int
+    error: float
+
+
 class InfiniteWidth:
     """The NNGP and NTK of a network with wide hidden layers; called with inputs. Made by `infinite_width`."""
 
@@ -43,35 +59,84 @@ class InfiniteWidth:
         self._said: set[str] = set()
 
     def __call__(
-        self, x1: Tensor, x2: Tensor | None = None, memory: int | None = None, *, engine: Engine = "auto"
+        self,
+        x1: Tensor,
+        x2: Tensor | None = None,
+        memory: int | None = None,
+        *,
+        engine: Engine = "auto",
+        file: Path | None = None,
     ) -> Limit:
         """Kernels between x1 [n1, *shape] and x2 [n2, *shape] (None: x1 with itself, half the work, exact diagonal).
 
         Device and dtype are those of the inputs; use float64 for solves. `memory`: bytes to work with besides the
         result (None: what is free). `engine`: "torch" (every network), "compiled" (chains of convolutions or linear
-        layers, activations that bend at 0 only, and pooling, on a CPU) or "auto". Raises ValueError for inputs that
-        do not match each other or the network, and for an engine that does not know it.
+        layers, activations that bend at 0 only, and pooling, on a CPU) or "auto". `file`: a .npy file that the blocks
+        of both kernels are written to, [n1, n2, 2]; the same call goes on with it after a kill, and the result is
+        mapped to it. A long kernel logs its progress. Raises ValueError for inputs that do not match each other or
+        the network, for an engine that does not know it, and for a file of another call.
         """
         check_choice("engine", engine, ENGINES)
         _check(x1, x2)
+        n1, n2 = len(x1), len(x1 if x2 is None else x2)
         with torch.no_grad():
-            probe = Walk(self.program, x1[:1], x1[:1], memory)  # finds what does not fit, and how large a pair is
-            entries = probe.entries()
-            nngp = x1.new_empty(len(x1), len(x1 if x2 is None else x2))
-            ntk = torch.empty_like(nngp)
-            engine_used = self._compiled(x1, x2, engine, entries * nngp.numel())
-            self._say("torch" if engine_used is None else "compiled")
-            bytes_per_entry = float(LIVE * nngp.element_size() * entries)
-            side, bytes_per_row, error = max(1, min(TILE, int((CACHED / entries) ** 0.5))), 0.0, 0.0
-            if engine_used is None:
-                walk = Walk(self.program, x1, x2, memory)
-                tile, error = walk.tile, walk.error()
+            # One pair finds what does not fit, and how large a pair is.
+            entries = Walk(self.program, x1[:1], x1[:1], memory).entries()
+            compiled = self._compiled(x1, x2, engine, entries * n1 * n2)
+            self._say("torch" if compiled is None else "compiled")
+            plan = self._plan(x1, x2, memory, entries, compiled)
+            watched = Progress(plan.tile, n1 * (n1 + 1) // 2 if x2 is None else n1 * n2, x2 is None)
+            if file is None:
+                nngp, ntk = x1.new_empty(n1, n2), x1.new_empty(n1, n2)
+                self._fill((nngp, ntk), watched, plan, memory, x2 is None)
             else:
-                tile, side, bytes_per_entry = engine_used.tile, COMPILED_TILE, 4.0 * nngp.element_size()
-                bytes_per_row = engine_used.bytes_per_image()
-            fill((nngp, ntk), tile, bytes_per_entry=bytes_per_entry, bytes_per_row=bytes_per_row,
-                 symmetric=x2 is None, memory=memory, max_side=side)  # fmt: skip
-        return Limit(nngp, ntk, error)
+                done = File(file, (n1, n2, 2), x1.dtype, self._fingerprint(x1, x2, compiled is not None))
+                if not done.complete:
+                    both = lambda rows, cols: torch.stack(watched(rows, cols), -1)  # noqa: E731
+                    self._fill(done.tensor, both, plan, memory, x2 is None, done)
+                    done.finish()
+                nngp, ntk = done.tensor.unbind(-1)
+        return Limit(nngp, ntk, plan.error)
+
+    def _plan(
+        self, x1: Tensor, x2: Tensor | None, memory: int | None, entries: int, compiled: Compiled | CompiledDense | None
+    ) -> _Plan:
+        if compiled is None:
+            walk = Walk(self.program, x1, x2, memory)
+            side = max(1, min(TILE, int((CACHED / entries) ** 0.5)))
+            return _Plan(walk.tile, float(LIVE * x1.element_size() * entries), 0.0, side, walk.error())
+        side = min(COMPILED_TILE, 16 * math.ceil((AT_ONCE / entries) ** 0.5 / 16))
+        return _Plan(compiled.tile, 4.0 * x1.element_size(), compiled.bytes_per_image(), side, 0.0)
+
+    def _fill(
+        self,
+        out: Tensor | tuple[Tensor, ...],
+        tile: Callable[[slice, slice], Tensor | tuple[Tensor, ...]],
+        plan: _Plan,
+        memory: int | None,
+        symmetric: bool,
+        done: File | None = None,
+    ) -> None:
+        fill(
+            out,
+            tile,
+            bytes_per_entry=plan.bytes_per_entry,
+            bytes_per_row=plan.bytes_per_row,
+            symmetric=symmetric,
+            memory=memory,
+            max_side=plan.side,
+            done=done,
+        )
+
+    def _fingerprint(self, x1: Tensor, x2: Tensor | None, compiled: bool) -> str:
+        """What a file of kernels depends on: network, trained parameters, inputs and engine."""
+        digest = hashlib.sha256(repr((str(self.program.root), self.program.code, compiled)).encode())
+        for name, parameter in self.program.root.named_parameters():
+            digest.update(f"{name} {parameter.requires_grad} {list(parameter.shape)}".encode())
+        for x in (x1, x2):
+            if x is not None:
+                digest.update(x.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def _compiled(self, x1: Tensor, x2: Tensor | None, engine: Engine, work: int) -> Compiled | CompiledDense | None:
         """The compiled loops for these inputs, if they know the network and it pays."""

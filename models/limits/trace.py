@@ -47,6 +47,7 @@ class Program:
                 f"{type(module).__name__} cannot be traced ({error}): "
                 "its forward must take one tensor and not branch on values or shapes."
             ) from None
+        self.code = "; ".join(node.format_node() or "" for node in self.nodes)
         self.features: set[fx.Node] = set()  # functions of the input alone
         self.constants: dict[fx.Node, Any] = {}
         self._sizes: set[fx.Node] = set()

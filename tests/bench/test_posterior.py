@@ -34,7 +34,9 @@ def test_nngp_posterior_is_a_conditional_gaussian():
     x, x_test, y = data()
     train, cross, test = kernels(mlp(4, 8, 2, 2, "erf", b_std=0.3), x, x_test)
     posterior = nngp_posterior(train, cross, test, y, noise=0.1)
-    joint = np.block([[train.nngp.numpy() + 0.1 * np.eye(8), cross.nngp.numpy().T], [cross.nngp.numpy(), test.nngp]])
+    joint = np.block(
+        [[train.nngp.numpy() + 0.1 * np.eye(8), cross.nngp.numpy().T], [cross.nngp.numpy(), test.nngp.numpy()]]
+    )
     precision = np.linalg.inv(joint)[8:, 8:]  # of the test points given the rest
     covariance = np.linalg.inv(precision)
     mean = -covariance @ np.linalg.inv(joint)[8:, :8] @ y.numpy()
@@ -50,11 +52,8 @@ def test_an_ensemble_of_linear_models_exactly(time):
     ensemble = ntk_ensemble(train, cross, test, y, time)
     features, features_test = x.numpy() / 3, x_test.numpy() / 3
     values, vectors = np.linalg.eigh(features.T @ features)
-    keep = (
-        vectors
-        @ np.diag(np.where(values > 1e-12, 0.0 if time is None else np.exp(-values * (time or 0) / 6), 1.0))
-        @ vectors.T
-    )
+    decay = np.zeros(9) if time is None else np.exp(-values * time / 6)
+    keep = vectors @ np.diag(np.where(values > 1e-12, decay, 1.0)) @ vectors.T
     left = features_test @ keep  # what is left of w_0
     solution = np.linalg.pinv(features) @ y.numpy()
     np.testing.assert_allclose(ensemble.covariance.numpy(), left @ left.T, atol=1e-8)

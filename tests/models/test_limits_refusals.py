@@ -116,7 +116,7 @@ def test_refused_before_any_input(make, sentence) -> None:
         ),
         (
             lambda: nn.Sequential(nn.Unflatten(1, (3, 1, 1, 1)), Linear(1, 1)),
-            "'1' (Linear) gets inputs of shape [2, 3, 1, 1, 1], but its limit is for [samples, features], or [samples,",
+            "'1' (Linear) gets inputs of shape [1, 3, 1, 1, 1], but its limit is for [samples, features], or [samples,",
         ),
         (
             lambda: nn.Sequential(nn.Unflatten(1, (3, 1)), Linear(1, 1)),
