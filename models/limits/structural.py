@@ -40,9 +40,10 @@ class Affine:
     def __call__(self, k: Kernels) -> Kernels:
         if k.units != self.fan_in:
             raise NoInfiniteWidthLimit(f"takes {self.fan_in} features, but its input has {k.units}")
-        k = self._over_windows(k) if self.windows else _over_features(k)
-        ntk = (k.ntk * self.w_variance).add_(k.nngp, alpha=self.w_slope).add_(self.b_slope)
-        nngp = (k.nngp * self.w_variance).add_(self.b_variance)
+        k = self._over_windows(k) if self.windows else _over_features(k)  # sums over windows, not averages
+        ntk = (k.ntk * (self.w_variance / self.size)).add_(k.nngp, alpha=self.w_slope / self.size)
+        nngp = (k.nngp * (self.w_variance / self.size)).add_(self.b_variance)
+        ntk = ntk.add_(self.b_slope) if self.b_slope else ntk
         return replace(k, nngp=nngp, ntk=ntk, channels=self.fan_out, gaussian=True)
 
     def _over_windows(self, k: Kernels) -> Kernels:
@@ -55,12 +56,12 @@ class Affine:
         space = tuple(window.outputs(length) for window, length in zip(self.windows, k.space, strict=True))
         if min(space) < 1:
             raise NoInfiniteWidthLimit(f"the kernel does not fit into {k.positions()}")
-        return replace(k, nngp=self._average(k.nngp, k.full), ntk=self._average(k.ntk, k.full), space=space)
+        return replace(k, nngp=self._sum(k.nngp, k.full), ntk=self._sum(k.ntk, k.full), space=space)
 
-    def _average(self, kernel: Tensor, full: bool) -> Tensor:
+    def _sum(self, kernel: Tensor, full: bool) -> Tensor:
         for window, dims in zip(self.windows, position_dims(len(self.windows), full), strict=True):
             kernel = window_sum(kernel, dims, window)
-        return kernel if self.size == 1 else kernel / self.size
+        return kernel
 
 
 def _over_features(k: Kernels) -> Kernels:

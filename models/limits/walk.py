@@ -15,6 +15,7 @@ from models.limits.state import Kernels, NoInfiniteWidthLimit, equal_positions
 from models.limits.trace import Program
 
 LIVE = 12  # tensors of the size of one input's kernel alive at once, at most
+KEPT = 2**25 - 2**16  # bytes, just below what glibc's threshold can grow to
 SHARE = 2**28  # bytes of the variances' pass where no budget is given
 
 
@@ -25,6 +26,8 @@ class Walk:
         self.steps, self.output = program.steps, program.output
         self.n1, self.symmetric = len(x1), x2 is None
         self.memory = memory or SHARE
+        if x1.device.type == "cpu":
+            _keep_freed_memory()
         self.left = _channels(program.run_features(x1))
         self.right = self.left if x2 is None else _channels(program.run_features(x2))
         self.memos: dict[Step, dict[str, Any]] = {step: {} for step in self.steps}
@@ -175,6 +178,14 @@ class Walk:
         if step.variances:
             variances = _lift(equal.nngp, k, first=True), _lift(equal.nngp, k, first=False)
         return replace(k, memo=memo, variances=variances)
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep blocks of megabytes that are freed, as it does once it has freed a larger one.
+
+    Each layer frees and takes a dozen; handed back to the system, their page faults cost as much as the arithmetic.
+    """
+    torch.empty(KEPT, dtype=torch.uint8)
 
 
 class _Features:
