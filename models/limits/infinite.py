@@ -181,9 +181,10 @@ def infinite_width(module: nn.Module) -> InfiniteWidth:
     layers the NTK is the leading prediction at the module's own widths: empirical / predicted -> 1. torch's own
     layers are read as `standard` with weights and biases of variance 1 / (3 fan_in), their default initialization:
     that is uniform, and acts as Gaussian only for a large fan_in (a first layer of 10 inputs is off by some per
-    cent). Parameters with requires_grad=False add nothing to the NTK; derivatives are those of autograd (0 for a
-    step). Element-wise functions of one tensor, however written, are one activation; tensors are added only if they
-    are uncorrelated.
+    cent). Where they were initialized otherwise, say so by the attributes `layer.w_std` and `layer.b_std`: weights of
+    variance w_std^2 / fan_in, biases of variance b_std^2. Parameters with requires_grad=False add nothing to the NTK;
+    derivatives are those of autograd (0 for a step). Element-wise functions of one tensor, however written, are one
+    activation; tensors are added only if they are uncorrelated.
     Raises NoInfiniteWidthLimit (a ValueError), naming the part and the remedy, where a rule is missing.
     """
     return InfiniteWidth(module)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from models.checks import check_std
 from models.layers import Conv2d, Linear
 from models.limits.positions import Window, all_dims, mean_over_positions, position_dims, window_sum
 from models.limits.registry import function_rule, rule
@@ -92,15 +93,26 @@ def affine(module: nn.Module) -> Affine:
         slopes = (float(module.fan_in), 1.0) if standard else variances
         fan_in = module.fan_in
     elif isinstance(module, nn.Linear | _ConvNd):
-        # As torch initializes them: standard, with W and b uniform of variance 1 / (3 fan_in).
+        # As torch initializes them: standard, with W and b uniform of variance 1 / (3 fan_in); or as the user says.
         fan_in = math.prod(module.weight.shape[1:])
-        variances = 1 / 3, 0.0 if module.bias is None else 1 / (3 * fan_in)
+        w_std, b_std = (_stated(module, field) for field in ("w_std", "b_std"))
+        w_variance = 1 / 3 if w_std is None else w_std**2
+        b_variance = 1 / (3 * fan_in) if b_std is None else b_std**2
+        variances = w_variance, 0.0 if module.bias is None else b_variance
         slopes = float(fan_in), 1.0
     else:
         raise TypeError(f"{type(module).__name__} is no layer with weights.")
     w_slope, b_slope = _slopes(module, *slopes)
     fan_out, features = module.weight.shape[0], module.weight.shape[1]
     return Affine(*variances, w_slope, b_slope, features, fan_out, _windows(module))
+
+
+def _stated(module: nn.Module, field: str) -> float | None:
+    """A standard deviation that the user has set on a torch layer; None where there is none."""
+    value = getattr(module, field, None)
+    if value is not None:
+        check_std(field, value)
+    return value
 
 
 def _windows(module: nn.Module) -> tuple[Window, ...]:

@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from models.activations import Erf
-from models.layers import Linear
+from models.layers import Conv2d, Linear
 from models.limits import Kernels, function_rule, infinite_width, rule
 from models.limits import infinite as infinite_module
 from models.mlp import mlp
@@ -286,3 +286,23 @@ def test_a_users_rules() -> None:
         limit = infinite_width(nn.Sequential(Linear(3, 4, 0.6), module, nn.Tanh(), Linear(4, 1)))(x1, x2)
         torch.testing.assert_close(limit.nngp, plain.nngp)
         torch.testing.assert_close(limit.ntk, plain.ntk)
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_a_stated_variance_of_torchs_layers(kind) -> None:
+    if kind == "linear":
+        theirs, ours = nn.Linear(5, 7), Linear(5, 7, 1.4, 0.3, "standard")
+        x, rest = inputs(4, 5), []
+    else:
+        theirs, ours = (
+            nn.Conv2d(5, 7, 3, padding=1),
+            Conv2d(5, 7, 3, 1, 1, w_std=1.4, b_std=0.3, parameterization="standard"),
+        )
+        x, rest = inputs(4, 45).reshape(4, 5, 3, 3), [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    theirs.w_std, theirs.b_std = 1.4, 0.3
+    one, two = (infinite_width(nn.Sequential(layer, nn.ReLU(), *rest, Linear(7, 1)))(x) for layer in (theirs, ours))
+    torch.testing.assert_close(one.nngp, two.nngp, rtol=1e-14, atol=0)
+    torch.testing.assert_close(one.ntk, two.ntk, rtol=1e-14, atol=0)
+    theirs.w_std = -1
+    with pytest.raises(ValueError, match="w_std must be a finite number of at least 0, not -1"):
+        infinite_width(nn.Sequential(theirs, *rest, Linear(7, 1)))(x)
