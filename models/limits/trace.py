@@ -18,7 +18,7 @@ from models.limits.state import Kernels, NoInfiniteWidthLimit
 from models.limits.structural import scaled
 
 CONCATENATIONS = ("cat", "concat", "concatenate")
-SIZES = ("size", "getattr", "getitem", "len", "dim")
+SIZES = ("size", "dim", "shape", "ndim")
 
 
 class _Tracer(fx.Tracer):
@@ -144,7 +144,7 @@ class Program:
             self._compile_module(node)
             return
         name = pointwise.name_of(node.target)
-        if name in SIZES:
+        if (node.args[1] if name == "getattr" else name) in SIZES:
             self._sizes.add(node)
         elif name in CONCATENATIONS:
             self._streams[node] = self._concatenate(node)

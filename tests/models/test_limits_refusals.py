@@ -66,6 +66,7 @@ BEFORE_INPUTS = [
     (lambda: nn.Sequential(Linear(3, 3), nn.MultiheadAttention(3, 1)), "'1' (MultiheadAttention) has no deterministic"),
     (lambda: Forward(lambda net, x: torch.cat([net.a(x), net.b(x)], 0)), "'cat': tensors may be concatenated along th"),
     (lambda: Forward(lambda net, x: torch.cat([net.a(x), net.b(x)], 1)), "The network returns a concatenation: end it"),
+    (lambda: Forward(lambda net, x: net.b(net.a(x)[:, :2])), "No infinite-width rule for the call of 'getitem'"),
     (lambda: Forward(lambda net, x: functional.softmax(net.a(x), 1)), "No infinite-width rule for the call of 'softm"),
     (lambda: Forward(lambda net, x: net.a(x).unfold(1, 2, 1)), "No infinite-width rule for the call of 'unfold'"),
     (lambda: Forward(lambda net, x: net.scale * net.a(x)), "Parameter 'scale' of Forward is used outside the layers"),
