@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.limits.quadrature import DualTable, Phi, diagonal_maps, dual_table, with_slope
+from models.limits.piecewise import ERROR, dual, pieces
+from models.limits.quadrature import RADIUS, DualTable, Phi, diagonal_maps, dual_table, known_breaks, with_slope
 from models.limits.registry import function_rule, rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit
 
@@ -51,18 +52,36 @@ def by_quadrature(phi: Phi, k: Kernels) -> Kernels:
     """The limit of any elementwise activation; the diagonal, which comes first, sets up the table for the tiles."""
     require_gaussian(k)
     if k.diagonal and k.nngp.is_meta:  # no values: any table has the shapes and devices
+        k.memo["pieces"] = None
         k.memo["table"] = dual_table(phi, 1.0, 1.02, torch.device("cpu"))
         return replace(k, gaussian=False)
     if k.diagonal:
         s = k.nngp.clamp_min(0).sqrt()
+        _prepare(phi, s, k.memo)
+    if k.memo["pieces"] is not None:
+        nngp, slope = dual(k.memo["pieces"], k.angle()[0], k.nngp, k.q1, k.q2)
+    elif k.diagonal:
         nngp, slope, error = diagonal_maps(phi, s)
-        table = _covering(k.memo.get("table"), phi, s)
-        k.memo["table"], k.memo["error"] = table, max(error, table.error, k.memo.get("error", 0.0))
+        k.memo["error"] = max(error, k.memo["error"])
     else:
-        theta, _ = k.angle()
-        s1, s2, angles, back = _outer(k, theta)
+        s1, s2, angles, back = _outer(k, k.angle()[0])
         nngp, slope = (back(t) for t in k.memo["table"](s1, s2, angles))
     return replace(k, nngp=nngp, ntk=slope * k.ntk, gaussian=False)
+
+
+def _prepare(phi: Phi, s: Tensor, memo: dict[str, Any]) -> None:
+    """Straight pieces where phi is made of them and bends away from 0, otherwise a table for the deviations s."""
+    high = max(float(s.max()), memo.get("high", 0.0))
+    memo.setdefault("error", 0.0)
+    if memo.get("high") != high:
+        breaks = known_breaks(phi, high, s.device)
+        memo["high"] = high
+        memo["pieces"] = None if breaks == [0.0] else pieces(phi, breaks, RADIUS * high, s.device)
+    if memo["pieces"] is not None:
+        memo["error"] = ERROR
+        return
+    memo["table"] = _covering(memo.get("table"), phi, s)
+    memo["error"] = max(memo["error"], memo["table"].error)
 
 
 def activate(apply: Callable[[Kernels], Kernels], phi: Phi | None, k: Kernels) -> Kernels:

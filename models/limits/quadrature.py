@@ -71,7 +71,7 @@ def diagonal_maps(phi: Phi, s: Tensor) -> tuple[Tensor, Tensor, float]:
     """E[phi(s z)^2] and E[phi'(s z)^2] for standard deviations s [n], z ~ N(0, 1); and their relative error."""
     distinct, where = torch.unique(s.double(), return_inverse=True)
     ends = distinct[[0, -1]]
-    breaks = _breaks(phi, float(ends[1]), s.device)
+    breaks = known_breaks(phi, float(ends[1]), s.device)
     count, error = NODES[0], math.inf
     found = _squares(phi, ends, count, breaks)
     while error > TOLERANCE and count < NODES[1]:
@@ -107,7 +107,7 @@ Values = Callable[[Tensor, list[float], int], Tensor]
 """[2, S, S, T]: E[phi phi] and E[phi' phi'] at all pairs of standard deviations s [S] and T angles, by some nodes."""
 
 
-def _breaks(phi: Phi, high: float, device: torch.device) -> list[float]:
+def known_breaks(phi: Phi, high: float, device: torch.device) -> list[float]:
     """Kinks of phi within the range of inputs of deviation `high`; 0 always counts as one."""
     if high == 0 or device.type == "meta":
         return [0.0]
@@ -119,7 +119,7 @@ def _values(phi: Phi, low: float, high: float, device: torch.device) -> Values:
 
     Kinks elsewhere meet at angle 0 only for equal deviations, so the maps are no smooth function of all three then.
     """
-    breaks = _breaks(phi, high, device)
+    breaks = known_breaks(phi, high, device)
     if breaks == [0.0]:
         return lambda s, thetas, nodes: _dual_values(phi, s, thetas, nodes)
     if low < high:

@@ -9,6 +9,7 @@ import torch
 from limit_references import arc_cosine, expectation
 from scipy import integrate, special
 from torch import nn
+from torch.nn import functional
 
 from models.activations import (
     Cos,
@@ -208,22 +209,52 @@ def test_kinks_away_from_zero(kind) -> None:
         "function": made(lambda x: x.clamp(-1, 1)),
     }[kind]
     cosine = torch.tensor([0.4, -0.95, 0.999, 1 - 1e-10], dtype=torch.float64)
-    for variance in (0.5, 2.0):
-        q = torch.full((4,), variance, dtype=torch.float64)
-        value, slope, error = duals(phi, q[:1], q, cosine)
+    for variance, other in ((0.5, 0.5), (2.0, 2.0), (0.5, 2.0), (0.7, 0.7 * (1 + 1e-4)), (0.01, 3.0)):
+        q, r = torch.tensor([variance], dtype=torch.float64), torch.full((4,), other, dtype=torch.float64)
+        value, slope, error = duals(phi, q, r, cosine)
         assert error < 1e-9
         for j, c in enumerate(cosine.tolist()):
-            expected = expectation_of_clips(variance, variance, c * variance)
+            expected = expectation_of_clips(variance, other, c * math.sqrt(variance * other))
+            # Kinks are found to 1e-9 of the range; theta is known to 1e-16 / theta, and the slope falls linearly in it.
             assert value[0, j].item() == pytest.approx(expected[0], abs=1e-9)
-            # theta is known to 1e-16 / theta from a cosine, and the slope falls linearly in theta.
             assert slope[0, j].item() == pytest.approx(expected[1], abs=1e-8)
     x = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
     limit = infinite_width(nn.Sequential(Linear(2, 3), phi, Linear(3, 1)))(x)
     square, inside = _clipped(1.0)
     assert limit.nngp.item() == pytest.approx(square, abs=1e-9)
     assert limit.ntk.item() == pytest.approx(square + inside, abs=1e-8)
-    with pytest.raises(NoInfiniteWidthLimit, match=r"kinks or jumps away from 0, near \[-1.0, 1.0\]"):
-        infinite_width(nn.Sequential(Linear(2, 3), phi, Linear(3, 1)))(torch.cat([x, 2 * x]))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: (z > 0.5).to(z.dtype) - 2 * (z > -0.3).to(z.dtype) + 0.4,
+        lambda z: torch.relu(z - 0.4) - 0.7 * torch.relu(-z - 0.2) + 0.3 * z - 0.1,
+        lambda z: functional.hardshrink(z, 0.6),
+    ],
+)
+def test_straight_pieces_against_a_grid(function) -> None:
+    # Sums over a fine grid of u and, inside, of v given u: errors of the order of the spacing at jumps.
+    phi = made(function)
+    a, b, c = 0.8, 1.7, 0.6
+    value, slope, _ = duals(phi, torch.tensor([a]).double(), torch.tensor([b]).double(), torch.tensor([c]).double())
+    x = (torch.arange(-9000, 9000, dtype=torch.float64) + 0.5) / 1000
+    weight = torch.exp(-x * x / 2) / math.sqrt(2 * math.pi) / 1000
+    u, v = math.sqrt(a) * x[::4], c * x[::4, None] + math.sqrt(1 - c * c) * x[::8]
+    outer, inner = weight[::4] * 4, weight[::8] * 8
+    expected = outer @ (function(u) * (function(math.sqrt(b) * v) @ inner))
+    assert value.item() == pytest.approx(expected.item(), abs=4e-3)
+    if slope.abs() > 1e-6:
+        du, dv = (torch.autograd.functional.jvp(function, z, torch.ones_like(z))[1] for z in (u, math.sqrt(b) * v))
+        assert slope.item() == pytest.approx((outer @ (du * (dv @ inner))).item(), abs=4e-3)
+
+
+def test_other_kinks_away_from_zero_need_equal_norms() -> None:
+    x = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    limit = infinite_width(nn.Sequential(Linear(2, 3), nn.Hardswish(), Linear(3, 1)))
+    assert limit(x).error < 1e-8
+    with pytest.raises(NoInfiniteWidthLimit, match=r"kinks or jumps away from 0, near \[-3.0, 3.0\]"):
+        limit(torch.cat([x, 2 * x]))
 
 
 def expectation_of_clips(a: float, b: float, k: float) -> tuple[float, float]:
@@ -241,14 +272,16 @@ def expectation_of_clips(a: float, b: float, k: float) -> tuple[float, float]:
     def weight(u: float) -> float:
         return math.exp(-u * u / (2 * a)) / math.sqrt(2 * math.pi * a)
 
-    # The inner functions change within a few `rest` of the edges.
-    far, near = 12 * math.sqrt(a), min(10 * rest, 0.5)
-    ends = [-far, -1 - near, -1, -1 + near, 1 - near, 1, 1 + near, far]
+    # The inner functions change where v's mean passes an edge, within a few deviations.
+    edge, width = abs(a / k), 10 * rest * abs(a / k)
+    far = 12 * math.sqrt(a)
+    middle = [sign * x for sign in (-1, 1) for x in (1.0, edge, edge - width, edge + width)]
+    ends = [-far, *sorted(x for x in middle if -far < x < far), far]
     value = inside = 0.0
     for low, high in itertools.pairwise(ends):
         clip = lambda u: weight(u) * max(-1, min(1, u)) * inner(u)[0]  # noqa: E731
         value += integrate.quad(clip, low, high, epsabs=1e-13)[0]
-        if -1 <= low < 1:
+        if low >= -1 and high <= 1:
             inside += integrate.quad(lambda u: weight(u) * inner(u)[1], low, high, epsabs=1e-13)[0]
     return value, inside
 
