@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class Compiled:
         self.kind = np.float32 if x1.dtype == torch.float32 else np.float64
         self.numbers = [np.array([layer.numbers for layer in stage.layers], self.kind) for stage in chain.stages]
         self.halves = [np.array([layer.half for layer in stage.layers], np.int64) for stage in chain.stages]
+        self._scratch = threading.local()  # buffers of each thread: fresh ones would fault page by page
         self.left = self._side(x1)
         self.right = self.left if x2 is None else self._side(x2)
 
@@ -49,7 +51,7 @@ class Compiled:
         blocks = [self._block(self.right, cols.start + j, cols.stop) for j in range(0, m, LANES)]
 
         def row(i: int) -> None:
-            x = self._block(self.left, rows.start + i, rows.start + i + 1)
+            x = self._repeated(rows.start + i)
             for j in range(i // LANES * LANES if same else 0, m, LANES):
                 count = min(LANES, m - j)
                 found[:, i, j : j + count] = np.stack(self._outputs(x, blocks[j // LANES]))[:, :count]
@@ -120,6 +122,12 @@ class Compiled:
         deviations = [(_lanes(s[:, which], 1), _lanes(r[:, which], 1)) for s, r in side.deviations]
         return _Side(_lanes(side.images[which], 0), deviations, None)
 
+    def _repeated(self, i: int) -> _Side:
+        """One image of the left in all lanes."""
+        images, deviations, _ = self.left
+        repeated = [(np.repeat(s[:, i], LANES, -1), np.repeat(r[:, i], LANES, -1)) for s, r in deviations]
+        return _Side(np.repeat(images[i], LANES, -1), repeated, None)
+
     def _outputs(self, x: _Side, y: _Side) -> tuple[np.ndarray, np.ndarray]:
         K = T = _nothing(self.kind)
         for number in range(len(self.chain.stages)):
@@ -141,10 +149,12 @@ class Compiled:
         stage = self.chain.stages[number]
         s, side = stage.outputs, stage.size + 2 * int(self.halves[number].max())
         K_out, T_out = (np.zeros((s, s, s, s * LANES), self.kind) for _ in range(2))
-        scratch = np.zeros((4, side, side * LANES), self.kind)
+        buffers = self._scratch.__dict__.setdefault("buffers", {})
+        if number not in buffers:
+            buffers[number] = np.zeros((4, side, side * LANES), self.kind)
         tiles.run_stage(
             x, y, number > 0, K, T, self.numbers[number], self.halves[number], *first, *second, stage.pool, equal,
-            K_out, T_out, scratch,
+            K_out, T_out, buffers[number],
         )  # fmt: skip
         scale = self.kind(stage.scale)
         return K_out * scale, T_out * scale

@@ -1,4 +1,4 @@
-"""Speed of infinite-width kernels as ratios, on the same inputs and one thread. The table:
+"""Speed of infinite-width kernels as ratios of CPU time, on the same inputs and one thread. The table:
 
     OMP_NUM_THREADS=1 python -m pytest tests/speed/test_limits_speed.py -m speed -s
 
@@ -67,13 +67,13 @@ def inputs(case: str, dtype: torch.dtype, pairs: tuple[int, int | None]) -> tupl
 
 
 def best(call, repeats: int = 3) -> float:
-    """Seconds, after one call that compiles."""
+    """CPU seconds, which other processes do not stretch as much, after one call that compiles."""
     call()
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds)
 
 
@@ -164,7 +164,7 @@ def _image(case: str, x: Tensor, y: Tensor) -> Tensor:
 
 
 def jax(case: str, dtype: str, x1: Tensor, x2: Tensor | None, folder: Path) -> tuple[float, np.ndarray] | None:
-    """Seconds and NTK of the JAX library, None where it is not named."""
+    """CPU seconds and NTK of the JAX library, None where it is not named."""
     python = os.environ.get("WIDEBENCH_JAX_PYTHON")
     if not python:
         return None
