@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.dropout import _DropoutNd
@@ -252,6 +253,10 @@ class Program:
             if part.factor is not None:
                 streams = self._scaled_by(streams, part.factor, label, part.node)
                 continue
+            factor = None if part.simple and part.node.op == "call_module" else linear_factor(self._function(part))
+            if factor is not None:
+                streams = self._scaled_by(streams, factor, label, part.node)
+                continue
             rule, apply = self._activation_rule(part)
             single = part.simple and part.node.op == "call_module"
             module = self.root.get_submodule(str(part.node.target)) if single else None
@@ -355,6 +360,19 @@ class Program:
         if isinstance(node.target, str):
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
+
+
+def linear_factor(function: Callable[[Tensor], Tensor]) -> float | None:
+    """The number that an element-wise function multiplies by, if that is all it does: z + z is 2 z."""
+    z = torch.linspace(-3, 3, 32, dtype=torch.float64)
+    try:
+        values = function(z.clone()).detach()
+    except (RuntimeError, TypeError):  # not of this dtype or device: no matter, then it is an activation
+        return None
+    if values.shape != z.shape or not values.is_floating_point():
+        return None
+    factor = float(values[-1] / 3)
+    return factor if torch.allclose(values, factor * z, rtol=1e-14, atol=1e-14) else None
 
 
 def _of_module(rule: Rule, module: nn.Module) -> Callable[..., Kernels]:

@@ -263,6 +263,16 @@ def test_pooled_shortcut_is_refused() -> None:
         infinite_width(net)
 
 
+def test_a_sum_of_copies_stays_gaussian() -> None:
+    x = inputs(4, 5)
+    layers = dense(5, 4), dense(4, 4), dense(4, 1)
+    copies, written = (
+        infinite_width(Net(lambda x, a, b, c, f=f: c(torch.relu(f(h := a(x)) + b(torch.erf(h)))), *layers))(x)
+        for f in (lambda h: h + h - 0.5 * h, lambda h: 1.5 * h)
+    )
+    torch.testing.assert_close(copies.ntk, written.ntk, rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize(
     ("function", "written"),
     [

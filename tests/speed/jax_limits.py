@@ -12,8 +12,8 @@ import time
 # XLA has threads of its own: one core makes them one.
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-import jax
-import numpy as np
+import jax  # noqa: E402 - after the process was confined
+import numpy as np  # noqa: E402
 
 jax.config.update("jax_enable_x64", sys.argv[4] == "float64")
 from neural_tangents import stax  # noqa: E402 - after the precision is set
