@@ -42,10 +42,10 @@ def test_the_mode_sees_a_mix() -> None:
         torch.zeros(3, device="meta")[torch.tensor([0, 1])]
 
 
-@pytest.mark.parametrize("kind", ["flatten", "gap"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_images(geometry, kind) -> None:
+def test_images(geometry) -> None:
     layers = GEOMETRIES[geometry]()
+    kind = "flatten" if "AvgPool" in geometry else "gap"  # either way all covariances are needed somewhere
     on_meta(nn.Sequential(*layers, *head(kind, layers, (2, 5, 4))), 2, 5, 4)
 
 

@@ -75,6 +75,7 @@ def test_progress_is_logged(caplog, monkeypatch) -> None:
     assert shares[-1] < 100
 
 
+@pytest.mark.slow
 def test_memory_stays_within_the_budget() -> None:
     # One pair of 16 x 16 images is .25 MB a tensor; the kernels of 24 images with themselves alone are 6 MB each.
     script = textwrap.dedent(
