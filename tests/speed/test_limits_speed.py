@@ -47,7 +47,6 @@ NETS = {
 # arc cosines and roots of one pair and one kernel, in entries
 ENTRIES = {"dense": 3.0, "flatten": 3 * 32**2, "gap": 3 * 32**4, "myrtle": 2 * 32**4 + 16**4 + 8**4}
 SHAPES = {"dense": (4000, None), "flatten": (64, 64), "gap": (4, 16), "myrtle": (4, 16)}
-TORCH_PAIRS = 2  # of images with pooling, for the slower ones
 # Goals of the compiled engine's ratio to the JAX library; the torch engine's is printed.
 GOALS = {
     ("dense", "float32"): 3.0,
@@ -195,8 +194,8 @@ def test_speed(case, dtype, tmp_path, capsys) -> None:
     pairs = SHAPES[case]
     x1, x2 = inputs(case, kind, pairs)
     compiled = best(lambda: limit(x1, x2, engine="compiled")) / count(pairs)
-    small = (x1, x2) if case in ("dense", "flatten") else (x1[:1], x2[:TORCH_PAIRS])
-    number = count(pairs) if case in ("dense", "flatten") else TORCH_PAIRS
+    small = (x1, x2) if case in ("dense", "flatten") else (x1[:2], x2[:6])
+    number = count(pairs) if case in ("dense", "flatten") else 12
     plain = best(lambda: limit(*small, engine="torch")) / number
     few = {"dense": (x1[:1000], x1[:1000]), "flatten": (x1, x2)}.get(case) or (x1[:1], x2[:1])
     naive_count = len(few[0]) * len(few[1])
