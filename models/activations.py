@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from models.checks import check_choice
+from models.checks import check_choice, check_count
 
 
 class Erf(nn.Module):
@@ -59,6 +60,54 @@ class Step(nn.Module):
         return torch.sign(torch.relu(x))  # a comparison would cut the graph below
 
 
+class Exp(nn.Module):
+    """The exponential function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(x)
+
+
+class Gaussian(nn.Module):
+    """exp(-x^2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(-torch.square(x))
+
+
+class Power(nn.Module):
+    """x^n for a whole number n >= 0; ValueError for any other."""
+
+    def __init__(self, exponent: int) -> None:
+        super().__init__()
+        check_count("exponent", exponent, minimum=0)
+        self.exponent = exponent
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x**self.exponent
+
+
+class RectifiedPower(Power):
+    """relu(x)^n; a step for n = 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype) if self.exponent == 0 else torch.relu(x) ** self.exponent
+
+
+class Hermite(nn.Module):
+    """He_n(x) / sqrt(n!), of mean square 1 for a standard normal x; ValueError unless n is a whole number >= 0."""
+
+    def __init__(self, degree: int) -> None:
+        super().__init__()
+        check_count("degree", degree, minimum=0)
+        self.degree = degree
+
+    def forward(self, x: Tensor) -> Tensor:
+        previous, current = torch.zeros_like(x), torch.ones_like(x)
+        for n in range(self.degree):
+            previous, current = current, x * current - n * previous
+        return current / math.factorial(self.degree) ** 0.5
+
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -79,6 +128,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "square": Square,
     "sign": Sign,
     "step": Step,
+    "exp": Exp,
+    "gaussian": Gaussian,
     "identity": nn.Identity,
 }
 

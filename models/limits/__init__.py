@@ -2,17 +2,21 @@
 
 # The rules register themselves on import.
 from models.limits import closed_forms as _closed_forms
+from models.limits import pooling as _pooling
 from models.limits import structural as _structural
+from models.limits.check import Check, check_rule
 from models.limits.elementwise import elementwise, elementwise_function
 from models.limits.infinite import InfiniteWidth, Limit, infinite_width
 from models.limits.registry import function_rule, rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit
 
 __all__ = [
+    "Check",
     "InfiniteWidth",
     "Kernels",
     "Limit",
     "NoInfiniteWidthLimit",
+    "check_rule",
     "elementwise",
     "elementwise_function",
     "function_rule",
@@ -20,4 +24,4 @@ __all__ = [
     "rule",
 ]
 
-del _closed_forms, _structural
+del _closed_forms, _pooling, _structural

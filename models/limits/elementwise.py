@@ -11,17 +11,16 @@ jump at 0 is fine). Whether it is smooth is measured: a quadrature that does not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
-from models.activations import Cos, Sign, Sin, Square, Step
-from models.limits.closed_forms import require_gaussian
-from models.limits.quadrature import Phi, diagonal_maps, dual_table
+from models.limits.piecewise import ERROR, dual, pieces
+from models.limits.quadrature import RADIUS, DualTable, Phi, diagonal_maps, dual_table, known_breaks, with_slope
 from models.limits.registry import function_rule, rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit
 
@@ -30,29 +29,121 @@ AnyModule = TypeVar("AnyModule", bound=type[nn.Module])
 
 def elementwise(module_type: AnyModule) -> AnyModule:
     """Register an activation module; its limit is found by quadrature of its `forward`. Returns the type."""
-    rule(module_type)(_module)
+    rule(module_type, role="activation")(_module)
     return module_type
 
 
 def elementwise_function(*functions: Callable[..., Any] | str) -> None:
     """Register activation functions (or methods of tensors, by name), called with a tensor and constants."""
     for function in functions:
-        function_rule(function)(_function(function))
+        function_rule(function, role="activation")(_function(function))
+
+
+def require_gaussian(k: Kernels) -> None:
+    """Refuse an activation of anything but a Gaussian process."""
+    if not k.gaussian:
+        raise NoInfiniteWidthLimit(
+            "an activation must follow a layer with random weights, whose outputs are Gaussian: put a layer, "
+            "or normalise, before it; activations that follow each other are understood as one"
+        )
 
 
 def by_quadrature(phi: Phi, k: Kernels) -> Kernels:
     """The limit of any elementwise activation; the diagonal, which comes first, sets up the table for the tiles."""
     require_gaussian(k)
+    if k.diagonal and k.nngp.is_meta:  # no values: any table has the shapes and devices
+        k.memo["pieces"] = None
+        k.memo["table"] = dual_table(phi, 1.0, 1.02, torch.device("cpu"))
+        return replace(k, gaussian=False)
     if k.diagonal:
         s = k.nngp.clamp_min(0).sqrt()
+        _prepare(phi, s, k.memo)
+    if k.memo["pieces"] is not None:
+        nngp, slope = dual(k.memo["pieces"], k.angle()[0], k.nngp, k.q1, k.q2)
+    elif k.diagonal:
         nngp, slope, error = diagonal_maps(phi, s)
-        rounding = 64 * torch.finfo(s.dtype).eps
-        table = dual_table(phi, float(s.min()), float(s.max()), s.device, same=rounding)
-        k.memo["table"], k.memo["error"] = table, max(error, table.error)
+        k.memo["error"] = max(error, k.memo["error"])
     else:
-        theta, _ = k.angle()
-        nngp, slope = k.memo["table"](k.q1.sqrt().flatten(), k.q2.sqrt().flatten(), theta)
+        s1, s2, angles, back = _outer(k, k.angle()[0])
+        nngp, slope = (back(t) for t in k.memo["table"](s1, s2, angles))
     return replace(k, nngp=nngp, ntk=slope * k.ntk, gaussian=False)
+
+
+def _prepare(phi: Phi, s: Tensor, memo: dict[str, Any]) -> None:
+    """Straight pieces where phi is made of them and bends away from 0, otherwise a table for the deviations s."""
+    high = max(float(s.max()), memo.get("high", 0.0))
+    memo.setdefault("error", 0.0)
+    if memo.get("high") != high:
+        breaks = known_breaks(phi, high, s.device)
+        memo["high"] = high
+        memo["pieces"] = None if breaks == [0.0] else pieces(phi, breaks, RADIUS * high, s.device)
+    if memo["pieces"] is not None:
+        memo["error"] = ERROR
+        return
+    memo["table"] = _covering(memo.get("table"), phi, s)
+    memo["error"] = max(memo["error"], memo["table"].error)
+
+
+def activate(apply: Callable[[Kernels], Kernels], phi: Phi | None, k: Kernels) -> Kernels:
+    """An activation's rule; where its input has trained gains g, h = g u, they add E[u phi'(u) u' phi'(u')]."""
+    if k.tied:
+        raise NoInfiniteWidthLimit(
+            "a trained gain must be followed by an activation or a layer, not by pooling or a sum: freeze the gain"
+        )
+    result = apply(replace(k, gain=0, gain_each=False))
+    if not k.gain:
+        return result
+    assert phi is not None
+
+    def scaling(z: Tensor) -> Tensor:
+        return z * with_slope(phi, z)[1]
+
+    sample = torch.linspace(-3, 3, 32, dtype=torch.float64)
+    if torch.allclose(scaling(sample), phi(sample.clone()).detach()):  # homogeneous, as ReLU: the function itself
+        return replace(result, gain=k.gain, gain_each=k.gain_each).with_gain(result.nngp)
+    memo = k.memo.setdefault("gain", {})
+    extra = by_quadrature(scaling, replace(k, memo=memo, ntk=torch.zeros_like(k.nngp)))
+    k.memo["error"] = max(k.memo.get("error", 0.0), memo.get("error", 0.0))
+    return replace(result, gain=k.gain, gain_each=k.gain_each).with_gain(extra.nngp)
+
+
+def _covering(table: DualTable | None, phi: Phi, s: Tensor) -> DualTable:
+    """A table for all standard deviations s; the given one, where it covers them."""
+    low, high = (float(end) for end in torch.aminmax(s))
+    rounding = 64 * torch.finfo(s.dtype).eps
+    if table is None:
+        return dual_table(phi, low, high, s.device, same=rounding)
+    known_low, known_high = table.spread
+    if known_low * (1 - rounding) <= low and high <= known_high * (1 + rounding):
+        return table
+    # With a margin, so that the next inputs seldom need another one.
+    return dual_table(phi, 0.8 * min(low, known_low), 1.25 * max(high, known_high), s.device)
+
+
+def _outer(k: Kernels, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Deviations s1 [b, r], s2 [b, c] and angles [b, r, c] of all pairs; and the way back to the layout of theta."""
+    axes, shape = len(k.space), theta.shape
+    s1, s2 = k.q1.sqrt(), k.q2.sqrt()
+    pairs = theta.ndim - axes * (2 if k.full else 1)
+    if k.full:
+        left, right = math.prod(shape[pairs : pairs + axes]), math.prod(shape[pairs + axes :])
+        if pairs == 1:
+            batched = theta.reshape(shape[0], left, right)
+            return s1.reshape(shape[0], left), s2.reshape(shape[0], right), batched, lambda t: t.reshape(shape)
+        r, c = shape[:2]
+        angles = theta.reshape(r, c, left, right).transpose(1, 2).reshape(1, r * left, c * right)
+
+        def from_pairs(t: Tensor) -> Tensor:
+            return t.reshape(r, left, c, right).transpose(1, 2).reshape(shape)
+
+        return s1.reshape(1, r * left), s2.reshape(1, c * right), angles, from_pairs
+    r, c = shape[:2]
+    angles = theta.reshape(r, c, -1).movedim(-1, 0)
+
+    def from_positions(t: Tensor) -> Tensor:
+        return t.movedim(0, -1).reshape(shape)
+
+    return s1.reshape(r, -1).T, s2.reshape(c, -1).T, angles, from_positions
 
 
 def _module(module: nn.Module, k: Kernels) -> Kernels:
@@ -69,22 +160,8 @@ def _function(function: Callable[..., Any] | str) -> Callable[..., Kernels]:
     return apply
 
 
-_TORCH = (nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign, nn.Tanh, nn.Sigmoid)
-_OTHERS = (nn.LogSigmoid, nn.Tanhshrink, Sin, Cos, Square, Sign, Step)
-for _type in _TORCH + _OTHERS:
-    rule(_type)(_module)
-
-elementwise_function(
-    functional.elu,
-    functional.selu,
-    functional.celu,
-    functional.gelu,
-    functional.silu,
-    functional.mish,
-    functional.softplus,
-    functional.softsign,
-    functional.tanh,
-    functional.sigmoid,
-)
-elementwise_function(functional.logsigmoid, functional.tanhshrink, torch.tanh, torch.sigmoid, torch.sin, torch.cos)
-elementwise_function(torch.square, torch.sign, "tanh", "sigmoid", "sin", "cos", "square", "sign")
+for _type in (
+    *(nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign, nn.Tanh, nn.Sigmoid, nn.LogSigmoid),
+    *(nn.Tanhshrink, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink, nn.Threshold),
+):
+    rule(_type, role="activation")(_module)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
+from torch import Tensor, nn
 
-from models.blocks import fill
-from models.limits.state import Kernels, NoInfiniteWidthLimit
+from models.blocks import File, fill
+from models.checks import check_choice
+from models.limits.chain import find_chain
+from models.limits.compiled import Compiled
+from models.limits.dense import CompiledDense, find_dense
+from models.limits.progress import Progress
 from models.limits.trace import Program
+from models.limits.walk import Walk
 
+log = logging.getLogger(__name__)
+
+Engine = Literal["auto", "torch", "compiled"]
+ENGINES = ("auto", "torch", "compiled")
+LARGE = 2**24  # covariances from which loading (and once compiling) the loops pays
 TILE = 256  # rows and columns whose chain of elementwise operations stays in the cache
+COMPILED_TILE = 512
+AT_ONCE = 2**31  # covariances of a compiled tile: some seconds
+CACHED = 2**20  # entries of a tile of images, beyond one pair
 LIVE = 12  # tensors of a tile's size alive at once, at most
 
 
@@ -26,9 +41,14 @@ class Limit(NamedTuple):
     error: float  # estimate of the largest relative error of a layer's quadrature; 0 where all is closed form
 
 
-class _Diagonal(NamedTuple):
-    nngp: Tensor  # [n]
-    ntk: Tensor
+class _Plan(NamedTuple):
+    """How to cut a kernel into tiles."""
+
+    tile: Callable[[slice, slice], tuple[Tensor, Tensor]]
+    bytes_per_entry: float
+    bytes_per_row: float
+    side: int
+    error: float
 
 
 class InfiniteWidth:
@@ -36,126 +56,138 @@ class InfiniteWidth:
 
     def __init__(self, module: nn.Module) -> None:
         self.program = Program(module)
+        self._said: set[str] = set()
 
-    def __call__(self, x1: Tensor, x2: Tensor | None = None, memory: int | None = None) -> Limit:
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor | None = None,
+        memory: int | None = None,
+        *,
+        engine: Engine = "auto",
+        file: Path | None = None,
+    ) -> Limit:
         """Kernels between x1 [n1, *shape] and x2 [n2, *shape] (None: x1 with itself, half the work, exact diagonal).
 
         Device and dtype are those of the inputs; use float64 for solves. `memory`: bytes to work with besides the
-        result (None: what is free). Raises ValueError for inputs that do not match each other or the network.
+        result (None: what is free). `engine`: "torch" (every network), "compiled" (chains of convolutions or linear
+        layers, activations that bend at 0 only, and pooling, on a CPU) or "auto". `file`: a .npy file that the blocks
+        of both kernels are written to, [n1, n2, 2]; the same call goes on with it after a kill, and the result is
+        mapped to it. A long kernel logs its progress. Raises ValueError for inputs that do not match each other or
+        the network, for an engine that does not know it, and for a file of another call.
         """
+        check_choice("engine", engine, ENGINES)
         _check(x1, x2)
-        symmetric = x2 is None
+        n1, n2 = len(x1), len(x1 if x2 is None else x2)
         with torch.no_grad():
-            left = self.program.run_features(x1)
-            right = left if x2 is None else self.program.run_features(x2)
-            memos: dict[fx.Node, dict[str, Any]] = {node: {} for node, _ in self.program.steps}
-            both = left if x2 is None else {node: torch.cat([left[node], right[node]]) for node in left}
-            diagonals = self._diagonals(both, memos)
-            n1 = len(x1)
-            n2 = n1 if x2 is None else len(x2)
-            shift = 0 if symmetric else n1
+            # One pair finds what does not fit, and how large a pair is.
+            entries = Walk(self.program, x1[:1], x1[:1], memory).entries()
+            compiled = self._compiled(x1, x2, engine, entries * n1 * n2)
+            self._say("torch" if compiled is None else "compiled")
+            plan = self._plan(x1, x2, memory, entries, compiled)
+            watched = Progress(plan.tile, n1 * (n1 + 1) // 2 if x2 is None else n1 * n2, x2 is None)
+            if file is None:
+                nngp, ntk = x1.new_empty(n1, n2), x1.new_empty(n1, n2)
+                self._fill((nngp, ntk), watched, plan, memory, x2 is None)
+            else:
+                done = File(file, (n1, n2, 2), x1.dtype, self._fingerprint(x1, x2, compiled is not None))
+                if not done.complete:
+                    both = lambda rows, cols: torch.stack(watched(rows, cols), -1)  # noqa: E731
+                    self._fill(done.tensor, both, plan, memory, x2 is None, done)
+                    done.finish()
+                nngp, ntk = done.tensor.unbind(-1)
+        return Limit(nngp, ntk, plan.error)
 
-            def tile(rows: slice, cols: slice) -> tuple[Tensor, Tensor]:
-                second = slice(cols.start + shift, cols.stop + shift)
-                same = symmetric and rows.start == cols.start
-                return self._tile(left, right, rows, cols, second, diagonals, memos, same)
+    def _plan(
+        self, x1: Tensor, x2: Tensor | None, memory: int | None, entries: int, compiled: Compiled | CompiledDense | None
+    ) -> _Plan:
+        if compiled is None:
+            walk = Walk(self.program, x1, x2, memory)
+            side = max(1, min(TILE, int((CACHED / entries) ** 0.5)))
+            return _Plan(walk.tile, float(LIVE * x1.element_size() * entries), 0.0, side, walk.error())
+        side = min(COMPILED_TILE, 16 * math.ceil((AT_ONCE / entries) ** 0.5 / 16))
+        return _Plan(compiled.tile, 4.0 * x1.element_size(), compiled.bytes_per_image(), side, 0.0)
 
-            nngp = x1.new_empty(n1, n2)
-            ntk = torch.empty_like(nngp)
-            bytes_per_entry = LIVE * nngp.element_size()
-            fill((nngp, ntk), tile, bytes_per_entry=bytes_per_entry, symmetric=symmetric, memory=memory, max_side=TILE)
-        return Limit(nngp, ntk, max((memo.get("error", 0.0) for memo in memos.values()), default=0.0))
-
-    def _diagonals(
-        self, features: dict[fx.Node, Tensor], memos: dict[fx.Node, dict[str, Any]]
-    ) -> dict[fx.Node, _Diagonal]:
-        """Every node's kernels of each input with itself, by running the rules on these pairs alone."""
-        found: dict[fx.Node, _Diagonal] = {}
-
-        def gram(node: fx.Node) -> Kernels:
-            h = features[node]
-            return _input_kernels((h * h).sum(1) / h.shape[1], h.shape[1], diagonal=True)
-
-        def settle(node: fx.Node, k: Kernels) -> Kernels:
-            found[node] = _Diagonal(k.nngp, k.ntk)
-            return replace(k, q1=k.nngp, q2=k.nngp)
-
-        self._walk(gram, settle, memos)
-        return found
-
-    def _tile(
+    def _fill(
         self,
-        left: dict[fx.Node, Tensor],
-        right: dict[fx.Node, Tensor],
-        rows: slice,
-        cols: slice,
-        second: slice,
-        diagonals: dict[fx.Node, _Diagonal],
-        memos: dict[fx.Node, dict[str, Any]],
-        same: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Kernels of a tile; `second`: its columns among all diagonals; `same`: rows are also its first columns."""
+        out: Tensor | tuple[Tensor, ...],
+        tile: Callable[[slice, slice], Tensor | tuple[Tensor, ...]],
+        plan: _Plan,
+        memory: int | None,
+        symmetric: bool,
+        done: File | None = None,
+    ) -> None:
+        fill(
+            out,
+            tile,
+            bytes_per_entry=plan.bytes_per_entry,
+            bytes_per_row=plan.bytes_per_row,
+            symmetric=symmetric,
+            memory=memory,
+            max_side=plan.side,
+            done=done,
+        )
 
-        def gram(node: fx.Node) -> Kernels:
-            h = left[node]
-            return _input_kernels(h[rows] @ right[node][cols].T / h.shape[1], h.shape[1], diagonal=False)
+    def _fingerprint(self, x1: Tensor, x2: Tensor | None, compiled: bool) -> str:
+        """What a file of kernels depends on: network, trained parameters, inputs and engine."""
+        digest = hashlib.sha256(repr((str(self.program.root), self.program.code, compiled)).encode())
+        for name, parameter in self.program.root.named_parameters():
+            digest.update(f"{name} {parameter.requires_grad} {list(parameter.shape)}".encode())
+        for x in (x1, x2):
+            if x is not None:
+                digest.update(x.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
-        def settle(node: fx.Node, k: Kernels) -> Kernels:
-            nngp, ntk = diagonals[node]
-            if same:
-                k = replace(k, nngp=_with_diagonal(k.nngp, nngp[rows]), ntk=_with_diagonal(k.ntk, ntk[rows]))
-            return replace(k, q1=nngp[rows, None], q2=nngp[None, second])
+    def _compiled(self, x1: Tensor, x2: Tensor | None, engine: Engine, work: int) -> Compiled | CompiledDense | None:
+        """The compiled loops for these inputs, if they know the network and it pays."""
+        if engine == "torch" or (engine == "auto" and (work < LARGE or x1.device.type != "cpu")):
+            return None
+        if x1.device.type != "cpu":
+            raise ValueError(f"engine='compiled' runs on a CPU, not on {x1.device}.")
+        if x1.dtype in (torch.float32, torch.float64):
+            left = self._features(x1)
+            second = None if x2 is None else self._features(x2)
+            chain = find_chain(self.program, left[:1])
+            if chain is not None:
+                return Compiled(chain, left, second)
+            layers = find_dense(self.program) if left.ndim == 2 else None
+            if layers is not None:
+                return CompiledDense(layers, left, second)
+        if engine == "auto":
+            return None
+        raise ValueError(
+            "engine='compiled' knows chains of convolutions of odd size, stride 1 and zero padding that keeps the "
+            "size, average pooling and one read-out, and chains of linear layers, with activations that bend at 0 "
+            "only, in float32 or float64: use engine='torch'."
+        )
 
-        result = self._walk(gram, settle, memos)
-        return result.nngp, result.ntk
+    def _features(self, x: Tensor) -> Tensor:
+        """What enters the first layer; of a network with several such inputs, one of them."""
+        return next(iter(self.program.run_features(x).values()))
 
-    def _walk(
-        self,
-        gram: Callable[[fx.Node], Kernels],
-        settle: Callable[[fx.Node, Kernels], Kernels],
-        memos: dict[fx.Node, dict[str, Any]],
-    ) -> Kernels:
-        """Carry kernels along the graph: `gram` starts from features, `settle` finishes what each rule returns."""
-        values: dict[fx.Node, Kernels] = {}
-        for node, apply in self.program.steps:
-            for arg in node.all_input_nodes:
-                if arg not in values:
-                    values[arg] = settle(arg, gram(arg))
-
-            def ready(arg: fx.Node, memo: dict[str, Any] = memos[node]) -> Any:
-                return replace(values[arg], memo=memo)
-
-            try:
-                values[node] = settle(node, apply(*map_arg(node.args, ready), **map_arg(node.kwargs, ready)))
-            except NoInfiniteWidthLimit as error:
-                raise NoInfiniteWidthLimit(f"{self.program.name(node)}: {error}.") from None
-        return values[self.program.output]
+    def _say(self, engine: str) -> None:
+        if engine not in self._said:
+            log.info("Infinite-width kernels by the %s engine.", engine)
+            self._said.add(engine)
 
 
 def infinite_width(module: nn.Module) -> InfiniteWidth:
     """The infinite-width limit of `module`: a callable (x1, x2=None, memory=None) -> Limit.
 
     The module is traced (torch.fx), and one rule for each layer or function carries NNGP and NTK through the graph
-    (Lee et al. 2018; Jacot et al. 2018; Lee et al. 2019). Hidden layers are taken as wide; the first layer's fan_in
-    is finite, and exact for Gaussian weights. Both kernels are per output unit: the full NTK of c outputs is the
-    Kronecker product with the c x c identity. With `standard` layers the NTK is the leading prediction at the
-    module's own widths: empirical / predicted -> 1. torch.nn.Linear is read as `standard` with weights and biases of
-    variance 1 / (3 fan_in), its default initialization: that is uniform, and acts as Gaussian only for a large
-    fan_in (a first layer of 10 inputs is off by some per cent). Parameters with requires_grad=False add nothing to
-    the NTK; derivatives are those of autograd (0 for a step). Dropout must be in evaluation mode.
+    (Lee et al. 2018; Jacot et al. 2018; Lee et al. 2019; Novak et al. 2019 and Arora et al. 2019 for convolutions).
+    Hidden layers are taken as wide; the first layer's fan_in is finite, and exact for Gaussian weights. Both kernels
+    are per output unit: the full NTK of c outputs is the Kronecker product with the c x c identity. With `standard`
+    layers the NTK is the leading prediction at the module's own widths: empirical / predicted -> 1. torch's own
+    layers are read as `standard` with weights and biases of variance 1 / (3 fan_in), their default initialization:
+    that is uniform, and acts as Gaussian only for a large fan_in (a first layer of 10 inputs is off by some per
+    cent). Where they were initialized otherwise, say so by the attributes `layer.w_std` and `layer.b_std`: weights of
+    variance w_std^2 / fan_in, biases of variance b_std^2. Parameters with requires_grad=False add nothing to the NTK;
+    derivatives are those of autograd (0 for a step). Element-wise functions of one tensor, however written, are one
+    activation; tensors are added only if they are uncorrelated.
     Raises NoInfiniteWidthLimit (a ValueError), naming the part and the remedy, where a rule is missing.
     """
     return InfiniteWidth(module)
-
-
-def _input_kernels(nngp: Tensor, units: int, diagonal: bool) -> Kernels:
-    zeros = torch.zeros_like(nngp)
-    return Kernels(nngp, zeros, nngp, nngp, units, gaussian=False, diagonal=diagonal)
-
-
-def _with_diagonal(tile: Tensor, values: Tensor) -> Tensor:
-    # Out of place: a rule may have returned its input or an expanded tensor.
-    return torch.diagonal_scatter(tile, values)
 
 
 def _check(x1: Tensor, x2: Tensor | None) -> None:
@@ -164,7 +196,7 @@ def _check(x1: Tensor, x2: Tensor | None) -> None:
             continue
         if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
             raise ValueError(f"{name} must be a float tensor [n, ...] with n >= 1, not {x.dtype} {list(x.shape)}.")
-        if not bool(torch.isfinite(x).all()):
+        if not x.is_meta and not bool(torch.isfinite(x).all()):
             raise ValueError(f"{name} must be finite, but holds NaN or infinity.")
     if x2 is not None and (x2.shape[1:] != x1.shape[1:] or x2.dtype != x1.dtype or x2.device != x1.device):
         described = [f"{list(x.shape[1:])} {x.dtype} on {x.device}" for x in (x1, x2)]

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from models.limits.kinks import kinks, legendre, outer_edges, panels
 from models.limits.state import NoInfiniteWidthLimit
 
 Phi = Callable[[Tensor], Tensor]
@@ -32,6 +32,7 @@ NODES = (24, 192)  # of one Gauss-Legendre rule: first try and last
 ANGLES = (16, 24, 32, 48, 64, 96, 128)  # Chebyshev points to try
 SPREADS = (8, 12, 16, 24, 32)
 PROBES = [0.03, 1.0, 3.0]  # angles at which nodes and degrees are tried
+NESTED_RADIUS = 8.0  # exp(-RADIUS^2 / 2) = 1e-14
 CHUNK = 2**21  # evaluations at a time
 
 
@@ -56,7 +57,7 @@ class DualTable:
     error: float
 
     def __call__(self, s1: Tensor, s2: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """E[phi phi] and E[phi' phi'] for standard deviations s1 [r], s2 [c] and angles theta [r, c]."""
+        """E[phi phi], E[phi' phi'] for standard deviations s1 [b, r], s2 [b, c] and angles theta [b, r, c]."""
         x = theta * (2 / math.pi) - 1
         value, slope = (_evaluate(c.to(theta), self._position(s1), self._position(s2), x) for c in self.maps)
         return value, slope
@@ -70,15 +71,16 @@ def diagonal_maps(phi: Phi, s: Tensor) -> tuple[Tensor, Tensor, float]:
     """E[phi(s z)^2] and E[phi'(s z)^2] for standard deviations s [n], z ~ N(0, 1); and their relative error."""
     distinct, where = torch.unique(s.double(), return_inverse=True)
     ends = distinct[[0, -1]]
+    breaks = known_breaks(phi, float(ends[1]), s.device)
     count, error = NODES[0], math.inf
-    found = _squares(phi, ends, count)
+    found = _squares(phi, ends, count, breaks)
     while error > TOLERANCE and count < NODES[1]:
         count *= 2
-        finer = _squares(phi, ends, count)
+        finer = _squares(phi, ends, count, breaks)
         error, found = _difference(found, finer), finer
-    per_chunk = max(CHUNK // (2 * count), 1)
+    per_chunk = max(CHUNK // (2 * count * (1 + len(breaks))), 1)
     _converged(error)
-    maps = torch.cat([_squares(phi, part, count) for part in distinct.split(per_chunk)], 1).to(s)
+    maps = torch.cat([_squares(phi, part, count, breaks) for part in distinct.split(per_chunk)], 1).to(s)
     return maps[0][where], maps[1][where], error
 
 
@@ -87,17 +89,63 @@ def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: fl
 
     A range narrower than `same` * high (rounding) is taken as one value.
     """
-    nodes, error = _enough_nodes(phi, low, high, device)
-    _converged(error)
     if high - low <= same * high:
         low = high = (low + high) / 2
-    angles, spreads = _enough_points(phi, low, high, nodes, device)
+    values = _values(phi, low, high, device)
+    nodes, error = _enough_nodes(values, low, high, device)
+    _converged(error)
+    angles, spreads = _enough_points(values, low, high, nodes, device)
     s = _stretch(_chebyshev_points(spreads), low, high).to(device)
     theta = _stretch(_chebyshev_points(angles), 0, math.pi)
-    coefficients = _coefficients(_dual_values(phi, s, theta.tolist(), nodes), (1, 2, 3))
+    coefficients = _coefficients(values(s, theta.tolist(), nodes), (1, 2, 3))
     tail_angle, tail_spread = _tails(coefficients)
     maps = _trim(coefficients[0]), _trim(coefficients[1])
     return DualTable((low, high), maps, nodes, _converged(error + tail_angle + tail_spread))
+
+
+Values = Callable[[Tensor, list[float], int], Tensor]
+"""[2, S, S, T]: E[phi phi] and E[phi' phi'] at all pairs of standard deviations s [S] and T angles, by some nodes."""
+
+
+def known_breaks(phi: Phi, high: float, device: torch.device) -> list[float]:
+    """Kinks of phi within the range of inputs of deviation `high`; 0 always counts as one."""
+    if high == 0 or device.type == "meta":
+        return [0.0]
+    return sorted({0.0, *kinks(phi, RADIUS * high, high, device)})
+
+
+def _values(phi: Phi, low: float, high: float, device: torch.device) -> Values:
+    """Polar coordinates where the only kink is at 0, nested quadrature where there are others.
+
+    Kinks elsewhere meet at angle 0 only for equal deviations, so the maps are no smooth function of all three then.
+    """
+    breaks = known_breaks(phi, high, device)
+    if breaks == [0.0]:
+        return lambda s, thetas, nodes: _dual_values(phi, s, thetas, nodes)
+    if low < high:
+        raise NoInfiniteWidthLimit(
+            f"the activation has kinks or jumps away from 0, near {[round(x, 3) for x in breaks if x]}, which needs "
+            "inputs of equal norm: scale them to a sphere, or use a smooth activation"
+        )
+    return lambda s, thetas, nodes: _nested_values(phi, s, thetas, max(nodes // 2, 16), breaks)
+
+
+def _nested_values(phi: Phi, s: Tensor, thetas: list[float], nodes: int, breaks: list[float]) -> Tensor:
+    """Over u outside and v given u inside, both split at the kinks, and the outer one where these meet; s [1]."""
+    points = torch.tensor(breaks, dtype=s.dtype, device=s.device) / s
+    found = s.new_zeros(2, 1, 1, len(thetas))
+    for t, theta in enumerate(thetas):
+        cosine, sine = math.cos(theta), max(math.sin(theta), 1e-12)
+        z, weight = panels(outer_edges(points, cosine, sine), nodes, NESTED_RADIUS)
+        weight = weight * torch.exp(-z * z / 2) / (2 * math.pi)
+        per_chunk = max(1, CHUNK // (nodes * (1 + len(breaks))))
+        for part, weights in zip(z.split(per_chunk), weight.split(per_chunk), strict=True):
+            inside, inner = panels((points - cosine * part[:, None]) / sine, nodes, NESTED_RADIUS)
+            inner = inner * torch.exp(-inside * inside / 2)
+            v = cosine * part[:, None] + sine * inside
+            for which, (f, g) in enumerate(zip(with_slope(phi, s * part), with_slope(phi, s * v), strict=True)):
+                found[which, 0, 0, t] += ((g * inner).sum(1) * f) @ weights
+    return found
 
 
 def _dual_values(phi: Phi, s: Tensor, thetas: list[float], nodes: int) -> Tensor:
@@ -123,51 +171,49 @@ def _dual_values(phi: Phi, s: Tensor, thetas: list[float], nodes: int) -> Tensor
     return torch.stack(values, -1)
 
 
-def _enough_nodes(phi: Phi, low: float, high: float, device: torch.device) -> tuple[int, float]:
+def _enough_nodes(values: Values, low: float, high: float, device: torch.device) -> tuple[int, float]:
     """The number of nodes whose double changes nothing at the extreme standard deviations; and what it changes."""
-    s = torch.tensor([low, high], dtype=torch.float64, device=device)
-    nodes, found = NODES[0], _dual_values(phi, s, PROBES, NODES[0])
+    s = torch.tensor(sorted({low, high}), dtype=torch.float64, device=device)
+    nodes, found = NODES[0], values(s, PROBES, NODES[0])
     while True:
-        finer = _dual_values(phi, s, PROBES, 2 * nodes)
+        finer = values(s, PROBES, 2 * nodes)
         error = _difference(found, finer)
         if error <= TOLERANCE or 4 * nodes > NODES[1]:
             return (nodes if error <= TOLERANCE else 2 * nodes), error
         nodes, found = 2 * nodes, finer
 
 
-def _enough_points(phi: Phi, low: float, high: float, nodes: int, device: torch.device) -> tuple[int, int]:
+def _enough_points(values: Values, low: float, high: float, nodes: int, device: torch.device) -> tuple[int, int]:
     """Chebyshev points that the angle needs at the extreme deviations, and the deviations at some angles."""
-    s = torch.tensor([low, high], dtype=torch.float64, device=device)
+    s = torch.tensor(sorted({low, high}), dtype=torch.float64, device=device)
     for angles in ANGLES:
         theta = _stretch(_chebyshev_points(angles), 0, math.pi)
-        if _tails(_coefficients(_dual_values(phi, s, theta.tolist(), nodes), (3,)))[0] <= TOLERANCE:
+        if _tails(_coefficients(values(s, theta.tolist(), nodes), (3,)))[0] <= TOLERANCE:
             break
     if low == high:
         return angles, 1
     for spreads in SPREADS:
         s = _stretch(_chebyshev_points(spreads), low, high).to(device)
-        if _tails(_coefficients(_dual_values(phi, s, PROBES, nodes), (1, 2)))[1] <= TOLERANCE:
+        if _tails(_coefficients(values(s, PROBES, nodes), (1, 2)))[1] <= TOLERANCE:
             break
     return angles, spreads
 
 
-def _squares(phi: Phi, s: Tensor, count: int) -> Tensor:
-    """[2, n]: E[phi(s z)^2] and E[phi'(s z)^2] by `count` nodes on either side of 0."""
-    z, weight = _legendre(count, 0.0, RADIUS, s)
-    weight = (weight * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)).repeat(2)
-    both = with_slope(phi, s[:, None] * torch.cat([-z, z]))
-    return torch.stack([(h * h) @ weight for h in both])
+def _squares(phi: Phi, s: Tensor, count: int, breaks: list[float]) -> Tensor:
+    """[2, n]: E[phi(s z)^2] and E[phi'(s z)^2] by `count` nodes between kinks."""
+    points = torch.tensor(breaks, dtype=s.dtype, device=s.device)
+    z, weight = panels(points / s[:, None].clamp_min(1e-150), count, RADIUS)
+    weight = weight * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    both = with_slope(phi, s[:, None] * z)
+    return torch.stack([(h * h * weight).sum(1) for h in both])
 
 
 def _legendre(count: int, low: float, high: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss-Legendre on [low, high]."""
-    x, weight = _LEGENDRE.get(count) or _LEGENDRE.setdefault(count, np.polynomial.legendre.leggauss(count))
+    x, weight = legendre(count)
     nodes = torch.as_tensor(x, dtype=like.dtype, device=like.device)
     weights = torch.as_tensor(weight, dtype=like.dtype, device=like.device)
     return (nodes + 1) * ((high - low) / 2) + low, weights * ((high - low) / 2)
-
-
-_LEGENDRE: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
 
 def _chebyshev_points(count: int) -> Tensor:
@@ -214,7 +260,7 @@ def _converged(error: float) -> float:
     if not error <= WORST:  # not a number counts too
         raise NoInfiniteWidthLimit(
             f"the quadrature reaches only a relative error of {error:.0e}, "
-            "so the activation must be smooth away from 0, and grow no faster than exp(|z|)"
+            "so the activation must be smooth between its kinks, and grow no faster than exp(|z|)"
         )
     return error
 
@@ -224,20 +270,20 @@ def _difference(coarse: Tensor, fine: Tensor) -> float:
 
 
 def _evaluate(coefficients: Tensor, y1: Tensor, y2: Tensor, x: Tensor) -> Tensor:
-    """Clenshaw's recurrence over the angle x [r, c]; each of its coefficients is a series in y1 [r] and y2 [c]."""
+    """Clenshaw's recurrence over the angles x [b, r, c]; its coefficients are series in y1 [b, r] and y2 [b, c]."""
     spreads, _, angles = coefficients.shape
-    left = torch.einsum("ri,ijm->mrj", _chebyshev_values(y1, spreads), coefficients)
-    right = _chebyshev_values(y2, spreads).T
+    left = torch.einsum("bri,ijm->mbrj", _chebyshev_values(y1, spreads), coefficients)
+    right = _chebyshev_values(y2, spreads).transpose(1, 2)
     constants = coefficients[0, 0].tolist() if spreads == 1 else None
     x2 = 2 * x
     b1, b2 = torch.zeros_like(x), torch.zeros_like(x)
     for m in range(angles - 1, -1, -1):
-        b2 = b2.neg_().add_(constants[m]) if constants is not None else torch.addmm(b2, left[m], right, beta=-1)
+        b2 = b2.neg_().add_(constants[m]) if constants is not None else torch.baddbmm(b2, left[m], right, beta=-1)
         b2.addcmul_(x2 if m > 0 else x, b1)
         b1, b2 = b2, b1
     return b1
 
 
 def _chebyshev_values(y: Tensor, count: int) -> Tensor:
-    """[n, count]: the first Chebyshev polynomials at y [n]."""
-    return torch.cos(torch.arange(count, dtype=y.dtype, device=y.device) * torch.acos(y)[:, None])
+    """[..., count]: the first Chebyshev polynomials at y."""
+    return torch.cos(torch.arange(count, dtype=y.dtype, device=y.device) * torch.acos(y)[..., None])

@@ -1,9 +1,10 @@
-"""What flows through the graph: the kernels of one tile of pairs of inputs."""
+"""What flows through the graph: the kernels of some pairs of inputs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,22 +16,49 @@ class NoInfiniteWidthLimit(ValueError):  # noqa: N818 - named after what it says
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernels of a layer's outputs h for a tile of pairs of inputs, per unit.
+    """Kernels of a layer's outputs h for some pairs of inputs, per unit (or channel).
 
-    A rule gets this for its module's input and returns it for its output, changing `nngp`, `ntk` (and `gaussian`,
-    `units`) with `dataclasses.replace`. Everything is elementwise in the pairs: the same rule is run once on all
-    inputs paired with themselves (`diagonal`, tensors [n]) and then on tiles (nngp and ntk [r, c], q1 [r, 1],
-    q2 [1, c]). The walker sets `q1`, `q2` and the diagonals of symmetric tiles from the former, so a rule need not.
+    A rule gets this for its module's input and returns it for its output, changing what changes with
+    `dataclasses.replace`. A tensor's axes are *pairs, then positions: none for vectors, [H, W] for an image whose
+    covariance is kept at equal pixels, [H, W, H', W'] where it is kept between all pixels (`full`). Rules count
+    axes from the end, because pairs are [r, c] for a tile and [n] for inputs paired with themselves.
     """
 
     nngp: Tensor  # E[h(x) h(x')]
     ntk: Tensor  # sum over the parameters so far of d h(x) . d h(x')
-    q1: Tensor  # E[h(x)^2]
-    q2: Tensor  # E[h(x')^2]
-    units: int  # entries of h for one input
-    gaussian: bool  # h is a Gaussian process: the outputs of a random layer
-    diagonal: bool  # the pairs are (x, x)
-    memo: dict[str, Any] = field(default_factory=dict)  # of this node and call: filled on the diagonal, read by tiles
+    channels: int  # units at one position
+    space: tuple[int, ...] = ()  # positions: (), (length,) or (height, width)
+    channel_axis: int = 1  # of the layer's output [n, ...]
+    flat: bool = False  # flattened: positions are units too
+    full: bool = False  # covariances between all positions, not only equal ones
+    gaussian: bool = False  # h is a Gaussian process: the outputs of a random layer
+    gain: int = 0  # trained factors of each unit, not in `ntk`: h varies by `gain` times itself, so not independently
+    gain_each: bool = False  # one factor a position, not a channel
+    tied: bool = False  # `ntk` has such a part of units that have since been mixed with others
+    diagonal: bool = False  # the pairs are (x, x) at equal positions
+    same: Literal["none", "tile", "all"] = "none"  # pairs of one input with itself: the first columns of a tile, or all
+    variances: tuple[Tensor, Tensor] | None = None
+    memo: dict[str, Any] = field(default_factory=dict)  # of this step and call: filled on the diagonal, read by tiles
+
+    @property
+    def units(self) -> int:
+        """Entries that a following linear layer sums over."""
+        return self.channels * math.prod(self.space) if self.flat else self.channels
+
+    @property
+    def q1(self) -> Tensor:
+        """E[h(x)^2], broadcastable to `nngp`; for rules that said they read variances."""
+        return self._variance(0)
+
+    @property
+    def q2(self) -> Tensor:
+        """E[h(x')^2]."""
+        return self._variance(1)
+
+    def _variance(self, which: int) -> Tensor:
+        if self.variances is None:
+            raise NoInfiniteWidthLimit("its rule reads variances, so it must be registered with variances=True")
+        return self.variances[which]
 
     def angle(self) -> tuple[Tensor, Tensor]:
         """theta and sqrt(q1 q2) sin(theta), for cos(theta) = nngp / sqrt(q1 q2); exactly 0 on the diagonal.
@@ -43,3 +71,39 @@ class Kernels:
         below = (scale - self.nngp).clamp_min_(0).sqrt_()
         above = scale.add_(self.nngp).clamp_min_(0).sqrt_()
         return torch.atan2(below, above).mul_(2), below.mul_(above)
+
+    def with_gain(self, nngp: Tensor, **changes: Any) -> Kernels:
+        """The NTK with the part of trained factors, `gain` times `nngp`, and these changes."""
+        if not self.gain:
+            return replace(self, **changes)
+        if self.gain_each and self.full:  # factors of two positions are different parameters
+            ntk = self.ntk.clone()
+            axes = len(self.space)
+            equal_positions(ntk, axes).add_(equal_positions(nngp, axes), alpha=float(self.gain))
+        else:
+            ntk = torch.add(self.ntk, nngp, alpha=float(self.gain))
+        return replace(self, ntk=ntk, gain=0, gain_each=False, **changes)
+
+    def at_equal_positions(self) -> Kernels:
+        """The same without the covariances between different positions (and without variances)."""
+        if not self.full:
+            return self
+        nngp, ntk = (equal_positions(t, len(self.space)) for t in (self.nngp, self.ntk))
+        return replace(self, nngp=nngp, ntk=ntk, full=False, variances=None)
+
+    def with_axes(self, axes: int) -> Kernels:
+        """The same with axes of one position each, after all positions were averaged."""
+        shape = (*self.nngp.shape, *[1] * (2 * axes))
+        return replace(self, nngp=self.nngp.reshape(shape), ntk=self.ntk.reshape(shape), full=True)
+
+    def positions(self) -> str:
+        """For error messages."""
+        return f"{'x'.join(map(str, self.space))} positions" if self.space else "no positions"
+
+
+def equal_positions(kernel: Tensor, axes: int) -> Tensor:
+    """[*pairs, *positions, *positions'] -> [*pairs, *positions] at equal ones: a view."""
+    for done in range(axes):
+        kernel = kernel.diagonal(dim1=-2 * axes + done, dim2=-axes)
+        # diagonal moves the shared axis to the end: [*, rest of positions, rest of positions', done ...]
+    return kernel

@@ -1,23 +1,35 @@
-"""From a module to the list of calls between its input and its output."""
+"""From a module to its steps on kernels: torch.fx traces, and each call finds its rule here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.dropout import _DropoutNd
 
 from models.layers import Conv2d, Linear
-from models.limits.registry import module_rule, rule_of_function
+from models.limits import pointwise
+from models.limits.graph import Step, Streams, add, reachable, transform
+from models.limits.pointwise import Pointwise
+from models.limits.registry import Rule, module_rule, rule_of_function
 from models.limits.state import Kernels, NoInfiniteWidthLimit
+from models.limits.structural import scaled
+
+CONCATENATIONS = ("cat", "concat", "concatenate")
+SIZES = ("size", "dim", "shape", "ndim")
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = isinstance(m, Linear | Conv2d) or module_rule(m) is not None
         return ours or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Size:
+    """A size of a tensor on the way, of which only the number of samples is asked."""
 
 
 class Program:
@@ -31,34 +43,45 @@ class Program:
         self.root = nn.Sequential(module)
         try:
             self.nodes = list(_Tracer().trace(self.root).nodes)
-        except (fx.proxy.TraceError, TypeError) as error:
+        except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
             raise NoInfiniteWidthLimit(
                 f"{type(module).__name__} cannot be traced ({error}): "
                 "its forward must take one tensor and not branch on values or shapes."
             ) from None
+        self.code = "; ".join(node.format_node() or "" for node in self.nodes)
         self.features: set[fx.Node] = set()  # functions of the input alone
-        self.steps: list[tuple[fx.Node, Callable[..., Kernels]]] = []
         self.constants: dict[fx.Node, Any] = {}
+        self._sizes: set[fx.Node] = set()
+        self._points: dict[fx.Node, Pointwise] = {}
+        self._streams: dict[fx.Node, Streams] = {}
         self._owners: dict[int, str] = {}
         for node in self.nodes:
             self._sort(node)
+        self.steps = reachable(self.output)
 
-    def run_features(self, x: Tensor) -> dict[fx.Node, Tensor]:
-        """The features of x [n, ...] that enter random layers: each [n, features]."""
+    def inputs(self) -> list[Step]:
+        """The steps that start from features of the input."""
+        return [step for step in self.steps if step.apply is None]
+
+    def run_features(self, x: Tensor) -> dict[Step, Tensor]:
+        """The features of x [n, ...] that enter random layers, each [n, ...]."""
         values: dict[fx.Node, Any] = dict(self.constants)
         # Operations in place must not reach the caller's inputs.
         values[self.input] = x.clone() if len(self.features) > 1 else x
         for node in self.nodes:
             if node in self.features and node is not self.input:
                 values[node] = self._call(node, values)
-        used = {arg: node for node, _ in self.steps for arg in node.all_input_nodes if arg in self.features}
-        for arg, node in used.items():
-            if values[arg].ndim != 2 or len(values[arg]) != len(x):
+        found = {}
+        for step in self.inputs():
+            value = values[step.node]
+            if not isinstance(value, Tensor) or not 2 <= value.ndim <= 4 or len(value) != len(x):
+                shape = list(value.shape) if isinstance(value, Tensor) else value
                 raise NoInfiniteWidthLimit(
-                    f"{self.name(node)} gets inputs of shape {list(values[arg].shape)}, but its limit is for "
-                    "[samples, features]: put torch.nn.Flatten(1) before it."
+                    f"{step.label} gets inputs of shape {shape}, but its limit is for [samples, features], or "
+                    "[samples, channels, positions]: put torch.nn.Flatten(1) before it."
                 )
-        return {arg: values[arg] for arg in used}
+            found[step] = value
+        return found
 
     def name(self, node: fx.Node) -> str:
         """Path and type of what a node calls, for error messages."""
@@ -84,8 +107,8 @@ class Program:
         elif all(arg in self.features or arg in self.constants for arg in node.all_input_nodes) and self._runs(node):
             self.features.add(node)
         else:
-            self.steps.append((node, self._rule(node)))
-            if not node.users:
+            self._compile(node)
+            if not node.users and node not in self._sizes:
                 raise NoInfiniteWidthLimit(
                     f"The result of {self.name(node)} is not used: drop the call, or use what it returns "
                     "(changes in place are not followed)."
@@ -95,39 +118,218 @@ class Program:
         result = node.args[0]
         if not isinstance(result, fx.Node):
             raise NoInfiniteWidthLimit("The network returns several values: it must return one tensor.")
-        if not self.steps or result in self.features or result in self.constants:
+        if not self._known(result):
             raise NoInfiniteWidthLimit(
                 "The network has no layer with random weights, so it has no infinite-width limit."
             )
-        self.output = result
+        streams = self._materialise(result)
+        if len(streams) > 1:
+            raise NoInfiniteWidthLimit("The network returns a concatenation: end it in a linear layer.")
+        self.output = streams[0]
+
+    def _known(self, node: fx.Node) -> bool:
+        return node in self._streams or node in self._points
 
     def _runs(self, node: fx.Node) -> bool:
         """Whether a call before the first random layer may run as it is: it holds no state and draws no numbers."""
         if node.op != "call_module":
-            return True
+            return getattr(node.target, "__name__", "") != "dropout"
         module = self.root.get_submodule(str(node.target))
         if isinstance(module, _DropoutNd):  # its rule looks at the mode when the limit is called
             return False
         return not any(True for _ in module.parameters()) and not any(True for _ in module.buffers())
 
-    def _rule(self, node: fx.Node) -> Callable[..., Kernels]:
+    def _compile(self, node: fx.Node) -> None:
+        """Find the steps of a call that has a random tensor, or a layer with weights, in it."""
         if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
-            found = module_rule(module)
-            if found is None:
-                raise NoInfiniteWidthLimit(
-                    f"No infinite-width rule for {self.name(node)}: replace it, or register a rule for its type "
-                    "with models.limits.rule."
-                )
-            self._own(node, module)
-            return lambda *args: found(module, *args)
-        function = rule_of_function(node.target)
-        if function is None or any(arg in self.constants for arg in node.all_input_nodes):
+            self._compile_module(node)
+            return
+        name = pointwise.name_of(node.target)
+        if (node.args[1] if name == "getattr" else name) in SIZES:
+            self._sizes.add(node)
+        elif name in CONCATENATIONS:
+            self._streams[node] = self._concatenate(node)
+        elif all(arg in self._sizes or arg in self.constants for arg in node.all_input_nodes):
+            self._sizes.add(node)
+        elif not self._compile_pointwise(node, name):
+            rule = rule_of_function(node.target)
+            tensors = [arg for arg in node.all_input_nodes if arg not in self._sizes]
+            if rule is None or len(tensors) != 1 or node.args[0] is not tensors[0] or tensors[0] in self.constants:
+                raise self._no_rule(node)
+            args = map_arg(node.args[1:], lambda arg: -1)
+            kwargs = map_arg(node.kwargs, lambda arg: -1)
+
+            def apply(k: Kernels, *joint: Kernels) -> Kernels:
+                extra = {"joint": joint[0]} if joint else {}
+                return rule.apply(k, *args, **kwargs, **extra)
+
+            self._streams[node] = transform(rule, apply, self.name(node), node, self._materialise(tensors[0]))
+
+    def _compile_module(self, node: fx.Node) -> None:
+        module = self.root.get_submodule(str(node.target))
+        rule = module_rule(module)
+        if isinstance(module, nn.MultiheadAttention):
             raise NoInfiniteWidthLimit(
-                f"No infinite-width rule for the call of {self.name(node)}: replace it by a module, or register a "
-                "rule with models.limits.function_rule, or the module around it with models.limits.elementwise."
+                f"{self.name(node)} has no deterministic limit, as its softmax scales by 1 / sqrt(d), where the "
+                "attention weights stay random: leave it out."
             )
+        if rule is None:
+            raise NoInfiniteWidthLimit(
+                f"No infinite-width rule for {self.name(node)}: replace it, or register a rule for its type "
+                "with models.limits.rule."
+            )
+        self._own(node, module)
+        if len(node.all_input_nodes) != 1 or len(node.args) != 1:
+            raise self._no_rule(node)
+        if rule.role == "activation" and self._known(node.all_input_nodes[0]):
+            self._points[node] = self._extend(node, [node.all_input_nodes[0]], None)
+            return
+        apply = _of_module(rule, module)
+        streams = self._materialise(node.all_input_nodes[0], channels_last=_reads_last_axis(module))
+        self._streams[node] = transform(rule, apply, self.name(node), node, streams, module=module)
+
+    def _compile_pointwise(self, node: fx.Node, name: str) -> bool:
+        """Element-wise functions of one random source become one activation; sums of two, a sum of branches."""
+        rule = rule_of_function(node.target)
+        known = pointwise.elementwise_name(node, name) if rule is None else rule.role == "activation"
+        if not known:
+            return False
+        tensors = [arg for arg in node.all_input_nodes if arg not in self.constants and arg not in self._sizes]
+        if any(arg in self._sizes for arg in node.all_input_nodes) or not self._scalars(node):
+            raise self._no_rule(node)
+        sources = {self._source(arg) for arg in tensors}
+        if len(sources) == 1:
+            self._points[node] = self._extend(node, tensors, pointwise.factor(node, name))
+            return True
+        signs = pointwise.sum_of(node, name)
+        if signs is None:
+            raise NoInfiniteWidthLimit(
+                f"{self.name(node)} combines different branches other than by a sum, and products of branches have "
+                "no rule: write them as a sum, or as element-wise functions of one tensor."
+            )
+        branches = [self._scaled(node, arg, sign) for arg, sign in zip(tensors, signs, strict=True)]
+        self._streams[node] = add(branches[0], branches[1], self.name(node), node)
+        return True
+
+    def _scalars(self, node: fx.Node) -> bool:
+        constants = [self.constants[arg] for arg in node.all_input_nodes if arg in self.constants]
+        return all(not isinstance(value, Tensor) or value.numel() == 1 for value in constants)
+
+    def _source(self, node: fx.Node) -> fx.Node:
+        return self._points[node].source if node in self._points else node
+
+    def _extend(self, node: fx.Node, tensors: list[fx.Node], factor: float | None) -> Pointwise:
+        source = self._source(tensors[0])
+        below = [self._points[arg] for arg in dict.fromkeys(tensors) if arg in self._points]
+        return pointwise.extend(source, below, node, len(node.all_input_nodes) == 1, factor)
+
+    def _scaled(self, node: fx.Node, arg: fx.Node, factor: float) -> Streams:
+        streams = self._materialise(arg)
+        if factor == 1:
+            return streams
+        rule = Rule(scaled, "linear", variances=False)
+        return transform(rule, lambda k: scaled(k, factor), self.name(node), node, streams)
+
+    def _materialise(self, node: fx.Node, channels_last: bool = False) -> Streams:
+        """The streams of a node: its features as an input, or its activation as a step."""
+        if node in self._streams:
+            return self._streams[node]
+        if node in self._points:
+            streams = self._activation(self._points[node])
+        elif node in self.features:
+            streams = (Step(self._consumer(node), node, None, channels_last=channels_last),)
+        else:
+            raise self._no_rule(node)
+        self._streams[node] = streams
+        return streams
+
+    def _consumer(self, node: fx.Node) -> str:
+        return self.name(next(iter(node.users)))
+
+    def _activation(self, point: Pointwise) -> Streams:
+        streams = self._materialise(point.source)
+        for part in pointwise.parts(point):
+            label = self.name(part.node)
+            if part.factor is not None:
+                streams = self._scaled_by(streams, part.factor, label, part.node)
+                continue
+            factor = None if part.simple and part.node.op == "call_module" else linear_factor(self._function(part))
+            if factor is not None:
+                streams = self._scaled_by(streams, factor, label, part.node)
+                continue
+            rule, apply = self._activation_rule(part)
+            single = part.simple and part.node.op == "call_module"
+            module = self.root.get_submodule(str(part.node.target)) if single else None
+            function = self._function(part)
+            streams = transform(rule, apply, label, part.node, streams, module=module, function=function)
+        return streams
+
+    def _scaled_by(self, streams: Streams, factor: float, label: str, node: fx.Node) -> Streams:
+        rule = Rule(scaled, "linear", variances=False)
+        return transform(rule, lambda k: scaled(k, factor), label, node, streams)
+
+    def _activation_rule(self, part: pointwise.Part) -> tuple[Rule, Callable[..., Kernels]]:
+        node = part.node
+        if part.simple and node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            rule = module_rule(module)
+            assert rule is not None
+            return rule, _of_module(rule, module)
+        rule = rule_of_function(node.target) if part.simple else None
+        if rule is not None and node.args and node.args[0] is part.source and self._only_first_varies(node):
+            args = map_arg(node.args[1:], lambda arg: self.constants[arg])
+            kwargs = map_arg(node.kwargs, lambda arg: self.constants[arg])
+            return rule, lambda k: rule.apply(k, *args, **kwargs)
+        return pointwise.quadrature(self._function(part))
+
+    def _only_first_varies(self, node: fx.Node) -> bool:
+        return all(arg in self.constants or arg is node.args[0] for arg in node.all_input_nodes) and (
+            node.args.count(node.args[0]) == 1
+        )
+
+    def _function(self, part: pointwise.Part) -> Callable[[Tensor], Tensor]:
+        """The element-wise function that a part is, of the tensor that enters it."""
+        last, start = part.node, part.source
+
+        def function(z: Tensor) -> Tensor:
+            values: dict[fx.Node, Any] = {**self.constants, start: z}
+            for node in part.nodes:
+                values[node] = self._call(node, values)
+            return values[last]
+
         return function
+
+    def _concatenate(self, node: fx.Node) -> Streams:
+        tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        if not isinstance(tensors, list | tuple) or not isinstance(dim, int) or dim not in (1, -1):
+            raise NoInfiniteWidthLimit(
+                f"{self.name(node)}: tensors may be concatenated along their units (axis 1) only."
+            )
+        return tuple(step for arg in self._arguments(node, tensors) for step in self._checked(node, arg, dim))
+
+    def _arguments(self, node: fx.Node, tensors: Any) -> Iterator[fx.Node]:
+        for arg in tensors:
+            if not isinstance(arg, fx.Node) or arg in self.constants:
+                raise self._no_rule(node)
+            yield arg
+
+    def _checked(self, node: fx.Node, arg: fx.Node, dim: int) -> Streams:
+        def check(k: Kernels) -> Kernels:
+            axis = 1 if k.flat else k.channel_axis
+            last = 1 if k.flat else 1 + len(k.space)
+            if axis != dim % (last + 1):
+                raise NoInfiniteWidthLimit("tensors may be concatenated along their units only")
+            return k
+
+        rule = Rule(check, "linear", variances=False)
+        return transform(rule, check, self.name(node), node, self._materialise(arg))
+
+    def _no_rule(self, node: fx.Node) -> NoInfiniteWidthLimit:
+        return NoInfiniteWidthLimit(
+            f"No infinite-width rule for the call of {self.name(node)}: replace it by a module, or register a "
+            "rule with models.limits.function_rule, or the module around it with models.limits.elementwise."
+        )
 
     def _own(self, node: fx.Node, module: nn.Module) -> None:
         for parameter in module.parameters():
@@ -158,3 +360,24 @@ class Program:
         if isinstance(node.target, str):
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
+
+
+def linear_factor(function: Callable[[Tensor], Tensor]) -> float | None:
+    """The number that an element-wise function multiplies by, if that is all it does: z + z is 2 z."""
+    z = torch.linspace(-3, 3, 32, dtype=torch.float64)
+    try:
+        values = function(z.clone()).detach()
+    except (RuntimeError, TypeError):  # not of this dtype or device: no matter, then it is an activation
+        return None
+    if values.shape != z.shape or not values.is_floating_point():
+        return None
+    factor = float(values[-1] / 3)
+    return factor if torch.allclose(values, factor * z, rtol=1e-14, atol=1e-14) else None
+
+
+def _of_module(rule: Rule, module: nn.Module) -> Callable[..., Kernels]:
+    return lambda *kernels: rule.apply(module, *kernels)
+
+
+def _reads_last_axis(module: nn.Module) -> bool:
+    return isinstance(module, Linear | nn.Linear | nn.LayerNorm)

@@ -8,6 +8,7 @@ import torch
 
 from bench.compare import Empirical, Features, InfiniteWidth, Linearised, Rivals, Trajectory, UnavailableError, metrics
 from bench.compare.linear import conjugate_kernel
+from bench.compare.predictions import infinite_kernels
 from bench.compare.rivals import agop_laplace, bandwidth
 from bench.ntk import empirical_ntk
 from bench.train import Trainer
@@ -101,12 +102,29 @@ def test_bandwidth_is_the_mean_distance_of_pairs():
     assert float(bandwidth(x)) == pytest.approx(2.0)
 
 
-def test_a_convolution_has_no_infinite_width_limit_yet():
+@pytest.mark.parametrize("readout", ["flatten", "gap"])
+def test_a_convolution_has_its_infinite_width_column(readout):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(12, 1, 4, 4, generator=generator), torch.randn(12, 1, generator=generator)
-    trained = Trainer(tolerance=1e-2).fit(cnn(1, 8, 1, 1, "relu", "gap"), [Task("images", x[:8], y[:8], x[8:], y[8:])],
-                                          members(1, 1))  # fmt: skip
-    with pytest.raises(UnavailableError, match="Conv2d"):
+    net = cnn(1, 512, 1, 1, "relu", readout, 4, b_std=0.3)
+    trained = Trainer(richness="ntk", tolerance=1e-3).fit(net, [Task("images", x[:8], y[:8], x[8:], y[8:])],
+                                                          members(1, 2))  # fmt: skip
+    score = named(InfiniteWidth()(trained), "infinite_ntk/r2")
+    assert np.isfinite(score.value)
+    initial = torch.stack([trained.ntk[i, 0][:, :, 0, 0] for i in range(2)]).mean(0)
+    limit = infinite_kernels(trained)[0]["ntk"]
+    # One hidden layer's kernel is unbiased, and scatters by a few times 1 / sqrt(width).
+    assert (initial - limit).norm() / limit.norm() < 5 / np.sqrt(512)
+    assert score.n_seeds == 2
+
+
+def test_what_has_no_infinite_width_limit_is_said_to_have_none():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 1, 4, 4, generator=generator), torch.randn(12, 1, generator=generator)
+    first, second = (layer for layer in mlp(16, 16, 1, 1) if list(layer.parameters()))
+    net = torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.MaxPool1d(1), second)
+    trained = Trainer(tolerance=1e-2).fit(net, [Task("images", x[:8], y[:8], x[8:], y[8:])], members(1, 1))
+    with pytest.raises(UnavailableError, match="MaxPool1d"):
         InfiniteWidth()(trained)
 
 

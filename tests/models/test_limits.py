@@ -1,6 +1,7 @@
 """Limits of networks: against textbook recursions, Monte Carlo over finite networks, and their own symmetries."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from models.activations import Erf
-from models.layers import Linear
+from models.layers import Conv2d, Linear
 from models.limits import Kernels, function_rule, infinite_width, rule
 from models.limits import infinite as infinite_module
 from models.mlp import mlp
@@ -267,17 +268,17 @@ def test_a_users_rules() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * x
 
-    @rule(Doubled)
+    @rule(Doubled, role="linear")
     def doubled(module: Doubled, k: Kernels) -> Kernels:
-        return Kernels(4 * k.nngp, 4 * k.ntk, k.q1, k.q2, k.units, k.gaussian, k.diagonal)
+        return replace(k, nngp=4 * k.nngp, ntk=4 * k.ntk)
 
-    @function_rule(torch.mul, "mul")
-    def scaled(k: Kernels, factor: float) -> Kernels:
-        return Kernels(factor**2 * k.nngp, factor**2 * k.ntk, k.q1, k.q2, k.units, k.gaussian, k.diagonal)
+    @function_rule(torch.special.i0, role="linear")
+    def scaled(k: Kernels) -> Kernels:
+        return replace(k, nngp=4 * k.nngp, ntk=4 * k.ntk)
 
     class Scaled(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.mul(x, 2.0)
+            return torch.special.i0(x)
 
     x1, x2 = inputs(5, 3), inputs(4, 3)
     plain = infinite_width(nn.Sequential(Linear(3, 4, 1.2), nn.Tanh(), Linear(4, 1)))(x1, x2)
@@ -285,3 +286,23 @@ def test_a_users_rules() -> None:
         limit = infinite_width(nn.Sequential(Linear(3, 4, 0.6), module, nn.Tanh(), Linear(4, 1)))(x1, x2)
         torch.testing.assert_close(limit.nngp, plain.nngp)
         torch.testing.assert_close(limit.ntk, plain.ntk)
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_a_stated_variance_of_torchs_layers(kind) -> None:
+    if kind == "linear":
+        theirs, ours = nn.Linear(5, 7), Linear(5, 7, 1.4, 0.3, "standard")
+        x, rest = inputs(4, 5), []
+    else:
+        theirs, ours = (
+            nn.Conv2d(5, 7, 3, padding=1),
+            Conv2d(5, 7, 3, 1, 1, w_std=1.4, b_std=0.3, parameterization="standard"),
+        )
+        x, rest = inputs(4, 45).reshape(4, 5, 3, 3), [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    theirs.w_std, theirs.b_std = 1.4, 0.3
+    one, two = (infinite_width(nn.Sequential(layer, nn.ReLU(), *rest, Linear(7, 1)))(x) for layer in (theirs, ours))
+    torch.testing.assert_close(one.nngp, two.nngp, rtol=1e-14, atol=0)
+    torch.testing.assert_close(one.ntk, two.ntk, rtol=1e-14, atol=0)
+    theirs.w_std = -1
+    with pytest.raises(ValueError, match="w_std must be a finite number of at least 0, not -1"):
+        infinite_width(nn.Sequential(theirs, *rest, Linear(7, 1)))(x)

@@ -1,15 +1,28 @@
 """Dual maps of activations by quadrature: against scipy, closed forms, and their own stated error."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from limit_references import arc_cosine, expectation
-from scipy import special
+from scipy import integrate, special
 from torch import nn
+from torch.nn import functional
 
-from models.activations import Cos, Erf, Sin, Square, activation
+from models.activations import (
+    Cos,
+    Erf,
+    Exp,
+    Gaussian,
+    Hermite,
+    Power,
+    RectifiedPower,
+    Sin,
+    Square,
+    activation,
+)
 from models.layers import Linear
 from models.limits import NoInfiniteWidthLimit, elementwise, infinite_width
 from models.limits.quadrature import diagonal_maps, dual_table
@@ -139,7 +152,7 @@ def test_stated_error_bounds_the_actual_one(name) -> None:
     phi = activation(name)
     table = dual_table(phi, 0.4, 2.0, torch.device("cpu"))
     s = torch.linspace(0.4, 2.0, 7, dtype=torch.float64)
-    value, slope = table(s, s, torch.zeros(7, 7, dtype=torch.float64))
+    value, slope = (t[0] for t in table(s[None], s[None], torch.zeros(1, 7, 7, dtype=torch.float64)))
     exact_value, exact_slope, error = diagonal_maps(phi, s)
     assert table.error < 1e-9
     assert error < 1e-9
@@ -172,5 +185,175 @@ def test_activation_that_is_not_smooth_is_refused() -> None:
             return torch.floor(3 * x + 0.5)
 
     x = torch.randn(4, 3, dtype=torch.float64)
-    with pytest.raises(NoInfiniteWidthLimit, match=r"'1' \(Staircase\): the quadrature reaches only a relative error"):
+    with pytest.raises(NoInfiniteWidthLimit, match=r"'1' \(Staircase\): the activation is not smooth between a few"):
         infinite_width(nn.Sequential(Linear(3, 4), Staircase(), Linear(4, 1)))(x)
+
+
+def made(function) -> nn.Module:
+    """A module of an element-wise function, that is not looked into."""
+    return elementwise(type("Made", (nn.Module,), {"forward": lambda self, z: function(z)}))()
+
+
+def _clipped(q: float) -> tuple[float, float]:
+    """E[h(z)^2] and E[h'(z)^2] for h = clip to [-1, 1], z of variance q."""
+    inside = math.erf(1 / math.sqrt(2 * q))
+    density = 2 * math.sqrt(q / (2 * math.pi)) * math.exp(-1 / (2 * q))
+    return q * inside - density + (1 - inside), inside
+
+
+@pytest.mark.parametrize("kind", ["module", "shifted ReLUs", "function"])
+def test_kinks_away_from_zero(kind) -> None:
+    phi = {
+        "module": nn.Hardtanh(),
+        "shifted ReLUs": made(lambda x: torch.relu(x + 1) - torch.relu(x - 1) - 1),
+        "function": made(lambda x: x.clamp(-1, 1)),
+    }[kind]
+    cosine = torch.tensor([0.4, -0.95, 0.999, 1 - 1e-10], dtype=torch.float64)
+    for variance, other in ((0.5, 0.5), (2.0, 2.0), (0.5, 2.0), (0.7, 0.7 * (1 + 1e-4)), (0.01, 3.0)):
+        q, r = torch.tensor([variance], dtype=torch.float64), torch.full((4,), other, dtype=torch.float64)
+        value, slope, error = duals(phi, q, r, cosine)
+        assert error < 1e-9
+        for j, c in enumerate(cosine.tolist()):
+            expected = expectation_of_clips(variance, other, c * math.sqrt(variance * other))
+            # Kinks are found to 1e-9 of the range; theta is known to 1e-16 / theta, and the slope falls linearly in it.
+            assert value[0, j].item() == pytest.approx(expected[0], abs=1e-9)
+            assert slope[0, j].item() == pytest.approx(expected[1], abs=1e-8)
+    x = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    limit = infinite_width(nn.Sequential(Linear(2, 3), phi, Linear(3, 1)))(x)
+    square, inside = _clipped(1.0)
+    assert limit.nngp.item() == pytest.approx(square, abs=1e-9)
+    assert limit.ntk.item() == pytest.approx(square + inside, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: (z > 0.5).to(z.dtype) - 2 * (z > -0.3).to(z.dtype) + 0.4,
+        lambda z: torch.relu(z - 0.4) - 0.7 * torch.relu(-z - 0.2) + 0.3 * z - 0.1,
+        lambda z: functional.hardshrink(z, 0.6),
+    ],
+)
+def test_straight_pieces_against_a_grid(function) -> None:
+    # Sums over a fine grid of u and, inside, of v given u: errors of the order of the spacing at jumps.
+    phi = made(function)
+    a, b, c = 0.8, 1.7, 0.6
+    value, slope, _ = duals(phi, torch.tensor([a]).double(), torch.tensor([b]).double(), torch.tensor([c]).double())
+    x = (torch.arange(-9000, 9000, dtype=torch.float64) + 0.5) / 1000
+    weight = torch.exp(-x * x / 2) / math.sqrt(2 * math.pi) / 1000
+    u, v = math.sqrt(a) * x[::4], c * x[::4, None] + math.sqrt(1 - c * c) * x[::8]
+    outer, inner = weight[::4] * 4, weight[::8] * 8
+    expected = outer @ (function(u) * (function(math.sqrt(b) * v) @ inner))
+    assert value.item() == pytest.approx(expected.item(), abs=4e-3)
+    if slope.abs() > 1e-6:
+        du, dv = (torch.autograd.functional.jvp(function, z, torch.ones_like(z))[1] for z in (u, math.sqrt(b) * v))
+        assert slope.item() == pytest.approx((outer @ (du * (dv @ inner))).item(), abs=4e-3)
+
+
+def test_other_kinks_away_from_zero_need_equal_norms() -> None:
+    x = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    limit = infinite_width(nn.Sequential(Linear(2, 3), nn.Hardswish(), Linear(3, 1)))
+    assert limit(x).error < 1e-8
+    with pytest.raises(NoInfiniteWidthLimit, match=r"kinks or jumps away from 0, near \[-3.0, 3.0\]"):
+        limit(torch.cat([x, 2 * x]))
+
+
+def expectation_of_clips(a: float, b: float, k: float) -> tuple[float, float]:
+    """E[h(u) h(v)] and P(|u| < 1, |v| < 1) for h = clip to [-1, 1]: one dimension at a time, in closed form inside."""
+    rest = math.sqrt(b - k * k / a)
+
+    def inner(u: float) -> tuple[float, float]:
+        mean = k / a * u
+        low, high = (-1 - mean) / rest, (1 - mean) / rest
+        inside = special.ndtr(high) - special.ndtr(low)
+        density = (math.exp(-low * low / 2) - math.exp(-high * high / 2)) / math.sqrt(2 * math.pi)
+        value = mean * inside + rest * density + special.ndtr(-high) - special.ndtr(low)
+        return value, inside
+
+    def weight(u: float) -> float:
+        return math.exp(-u * u / (2 * a)) / math.sqrt(2 * math.pi * a)
+
+    # The inner functions change where v's mean passes an edge, within a few deviations.
+    edge, width = abs(a / k), 10 * rest * abs(a / k)
+    far = 12 * math.sqrt(a)
+    middle = [sign * x for sign in (-1, 1) for x in (1.0, edge, edge - width, edge + width)]
+    ends = [-far, *sorted(x for x in middle if -far < x < far), far]
+    value = inside = 0.0
+    for low, high in itertools.pairwise(ends):
+        clip = lambda u: weight(u) * max(-1, min(1, u)) * inner(u)[0]  # noqa: E731
+        value += integrate.quad(clip, low, high, epsabs=1e-13)[0]
+        if low >= -1 and high <= 1:
+            inside += integrate.quad(lambda u: weight(u) * inner(u)[1], low, high, epsabs=1e-13)[0]
+    return value, inside
+
+
+def _gauss_hermite(f, a: float, b: float, k: float) -> float:
+    """E[f(u) f(v)] for a smooth f by a product rule, in other coordinates than the package's."""
+    x, w = np.polynomial.hermite_e.hermegauss(150)
+    w = w / math.sqrt(2 * math.pi)
+    u = math.sqrt(a) * x[:, None]
+    v = k / math.sqrt(a) * x[:, None] + math.sqrt(b - k * k / a) * x[None]
+    return float(w @ (f(u) * f(v)) @ w)
+
+
+_normal = lambda z: np.exp(-z * z / 2) / math.sqrt(2 * math.pi)  # noqa: E731
+SMOOTH = {
+    "erf": (Erf(), special.erf, lambda z: 2 / math.sqrt(math.pi) * np.exp(-z * z)),
+    "gelu": (nn.GELU(), lambda z: z * special.ndtr(z), lambda z: special.ndtr(z) + z * _normal(z)),
+    "sin": (Sin(), np.sin, np.cos),
+    "cos": (Cos(), np.cos, lambda z: -np.sin(z)),
+    "exp": (Exp(), np.exp, np.exp),
+    "gaussian": (Gaussian(), lambda z: np.exp(-z * z), lambda z: -2 * z * np.exp(-z * z)),
+    "square": (Square(), lambda z: z**2, lambda z: 2 * z),
+    "cube": (Power(3), lambda z: z**3, lambda z: 3 * z**2),
+    "fourth": (Power(4), lambda z: z**4, lambda z: 4 * z**3),
+    "hermite": (Hermite(3), lambda z: (z**3 - 3 * z) / math.sqrt(6), lambda z: (3 * z**2 - 3) / math.sqrt(6)),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_closed_forms_against_a_product_rule(name) -> None:
+    module, f, slope_of = SMOOTH[name]
+    u, norms = (
+        torch.tensor([0.3, 0.8, 1.1, 1.4], dtype=torch.float64),
+        torch.tensor([0.2, 1.3, 1.0, 0.7, 0.9, 0.05], dtype=torch.float64),
+    )
+    value, slope, error = duals(module, u, norms, COSINES)
+    assert error == 0.0
+    for i, a in enumerate(u.tolist()):
+        for j, (b, c) in enumerate(zip(norms.tolist(), COSINES.tolist(), strict=True)):
+            k = c * math.sqrt(a * b)
+            assert value[i, j].item() == pytest.approx(_gauss_hermite(f, a, b, k), rel=1e-9, abs=1e-12)
+            assert slope[i, j].item() == pytest.approx(_gauss_hermite(slope_of, a, b, k), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_rectified_powers_against_cho_and_saul(n) -> None:
+    k, _ = _covariances()
+    norms = torch.outer(Q, NORMS).sqrt()
+    theta = torch.arccos((k / norms).clamp(-1, 1))
+    s, c, left = theta.sin(), theta.cos(), math.pi - theta
+    orders = [left, s + left * c, 3 * s * c + left * (1 + 2 * c**2), 15 * s - 11 * s**3 + left * (9 * c + 6 * c**3)]
+    value, slope, _ = duals(RectifiedPower(n), Q, NORMS, COSINES)
+    expected = norms**n * orders[n] / (2 * math.pi)
+    expected_slope = n**2 * norms ** (n - 1) * orders[n - 1] / (2 * math.pi) if n else torch.zeros_like(slope)
+    assert (value - expected).abs().max() < 1e-9 * expected.max()
+    assert (slope - expected_slope).abs().max() <= 1e-9 * expected_slope.abs().max() + 1e-12
+
+
+@pytest.mark.parametrize("written", [torch.exp, torch.sin, lambda z: z**3, lambda z: torch.pow(z, 2), torch.sign])
+def test_closed_forms_of_functions(written) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = Linear(2, 3), Linear(3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(written(self.first(x)))
+
+    x = torch.tensor([[0.3, 0.5], [-1.0, 0.4], [0.1, 0.0]], dtype=torch.float64)
+    limit = infinite_width(Net())(x)
+    assert limit.error == 0.0
+    by_quadrature = infinite_width(nn.Sequential(Linear(2, 3), made(written), Linear(3, 1)))(x)
+    assert by_quadrature.error > 0.0
+    torch.testing.assert_close(limit.nngp, by_quadrature.nngp, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(limit.ntk, by_quadrature.ntk, rtol=1e-8, atol=1e-9)

@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from models.cnn import cnn
 from models.layers import Linear
 from models.limits import NoInfiniteWidthLimit, elementwise, infinite_width
 from models.mlp import mlp
@@ -51,26 +50,25 @@ class Trainable(nn.Module):
 
 
 BEFORE_INPUTS = [
-    (
-        lambda: cnn(1, 4, 1, 1, readout="gap"),
-        "No infinite-width rule for '0' (Conv2d): replace it, or register a rule for its type with models.limits.rule.",
-    ),
-    (lambda: nn.Sequential(nn.Sequential(Linear(3, 3), nn.LayerNorm(3))), "No infinite-width rule for '0.1' (LayerN"),
-    (lambda: nn.Sequential(nn.BatchNorm1d(3), Linear(3, 3)), "No infinite-width rule for '0' (BatchNorm1d)"),
     (lambda: nn.PReLU(), "No infinite-width rule for PReLU (the network itself)"),
     (lambda: nn.Sequential(Linear(3, 3), nn.Softmax(1)), "No infinite-width rule for '1' (Softmax)"),
-    (lambda: nn.Sequential(Linear(3, 3), nn.ReLU6(), Linear(3, 1)), "No infinite-width rule for '1' (ReLU6)"),
+    (lambda: nn.Sequential(Linear(3, 3), nn.RReLU(), Linear(3, 1)), "No infinite-width rule for '1' (RReLU)"),
     (
         lambda: Overriding(3, 3),
         "Parameter 'weight' of Overriding is used outside the layers that have a rule: register",
     ),
     (lambda: nn.Sequential(spectral_norm(nn.Linear(3, 3))), "No infinite-width rule for '0' (ParametrizedLinear)"),
     (
-        lambda: nn.Sequential(Forward(lambda net, x: net.a(x) + net.b(x))),
-        "No infinite-width rule for the call of 'add' in '0': replace it by a module, or register",
+        lambda: Forward(lambda net, x: net.a(x) * net.b(x)),
+        "'mul' combines different branches other than by a sum, and products of branches have no rule: write them",
     ),
+    (lambda: Forward(lambda net, x: (h := torch.relu(net.a(x))) + h.clone()), "'add' adds correlated branches, so"),
+    (lambda: nn.Sequential(Linear(3, 3), nn.MultiheadAttention(3, 1)), "'1' (MultiheadAttention) has no deterministic"),
+    (lambda: Forward(lambda net, x: torch.cat([net.a(x), net.b(x)], 0)), "'cat': tensors may be concatenated along th"),
+    (lambda: Forward(lambda net, x: torch.cat([net.a(x), net.b(x)], 1)), "The network returns a concatenation: end it"),
+    (lambda: Forward(lambda net, x: net.b(net.a(x)[:, :2])), "No infinite-width rule for the call of 'getitem'"),
     (lambda: Forward(lambda net, x: functional.softmax(net.a(x), 1)), "No infinite-width rule for the call of 'softm"),
-    (lambda: Forward(lambda net, x: net.a(x).view(-1, 3)), "No infinite-width rule for the call of 'view'"),
+    (lambda: Forward(lambda net, x: net.a(x).unfold(1, 2, 1)), "No infinite-width rule for the call of 'unfold'"),
     (lambda: Forward(lambda net, x: net.scale * net.a(x)), "Parameter 'scale' of Forward is used outside the layers"),
     (lambda: Forward(lambda net, x: net.a(net.a(x))), "'a' (Linear) shares its weights with 'a' (Linear): the limit"),
     (_tied, "'2' (Linear) shares its weights with '0' (Linear): the limit needs weights of its own for each call."),
@@ -100,20 +98,16 @@ def test_refused_before_any_input(make, sentence) -> None:
     ("make", "sentence"),
     [
         (
-            lambda: nn.Sequential(Linear(3, 3), nn.Dropout(0.5), Linear(3, 1)),
-            "'1' (Dropout): dropout has a limit in evaluation mode only, so call .eval() on the network first.",
+            lambda: nn.Sequential(nn.Dropout(0.5), Linear(3, 3), nn.Dropout(0.5), nn.ReLU(), Linear(3, 1)),
+            "'3' (ReLU): an activation must follow a layer with random weights, whose outputs are Gaussian: put",
         ),
         (
-            lambda: nn.Sequential(nn.Dropout(0.5), Linear(3, 1)),
-            "'0' (Dropout): dropout has a limit in evaluation mode only",
+            lambda: nn.Sequential(Linear(3, 3), nn.ReLU(), nn.LayerNorm(3), Linear(3, 1)),
+            "'2' (LayerNorm): normalisation has a limit where its inputs have mean zero, after a layer with random",
         ),
         (
-            lambda: nn.Sequential(Linear(3, 3), nn.ReLU(), nn.Tanh(), Linear(3, 1)),
-            "'2' (Tanh): an activation must follow a layer with random weights, not another activation: write",
-        ),
-        (
-            lambda: nn.Sequential(Linear(3, 3), nn.Tanh(), nn.ReLU(), Linear(3, 1)),
-            "'2' (ReLU): an activation must follow a layer with random weights",
+            lambda: nn.Sequential(nn.BatchNorm1d(3), Linear(3, 3)),
+            "'0' (BatchNorm1d): batch normalisation in training mode couples the inputs of a batch",
         ),
         (lambda: nn.Sequential(Linear(3, 3), nn.Flatten(0)), "'1' (Flatten): flattening must start at axis 1"),
         (lambda: mlp(4, 5, 1, 1), "'1' (Linear): takes 4 features, but its input has 3."),
@@ -122,8 +116,12 @@ def test_refused_before_any_input(make, sentence) -> None:
             "'2' (Linear): takes 4 features, but its input has 5.",
         ),
         (
+            lambda: nn.Sequential(nn.Unflatten(1, (3, 1, 1, 1)), Linear(1, 1)),
+            "'1' (Linear) gets inputs of shape [1, 3, 1, 1, 1], but its limit is for [samples, features], or [samples,",
+        ),
+        (
             lambda: nn.Sequential(nn.Unflatten(1, (3, 1)), Linear(1, 1)),
-            "'1' (Linear) gets inputs of shape [2, 3, 1], but its limit is for [samples, features]: put torch.nn.Fl",
+            "The network returns 3 positions for each input: end it in torch.nn.Flatten and a linear layer, or in a",
         ),
         (
             lambda: nn.Sequential(Linear(3, 3), Trainable(), Linear(3, 1)),
@@ -164,11 +162,11 @@ def test_bad_inputs(x1, x2, memory, sentence) -> None:
     assert str(caught.value).startswith(sentence)
 
 
-@pytest.mark.parametrize(
-    "net", [nn.Sequential(nn.Dropout(0.5), Linear(3, 1)), nn.Sequential(Linear(3, 3), nn.Dropout())]
-)
-def test_dropout_counts_as_it_is_set_when_called(net) -> None:
-    limit = infinite_width(net.eval())
-    limit(torch.randn(2, 3))
+def test_dropout_counts_as_it_is_set_when_called() -> None:
+    net = nn.Sequential(nn.Dropout(0.5), Linear(3, 1)).eval()
+    limit, x = infinite_width(net), torch.randn(2, 3)
+    before = limit(x).nngp
     net.train()
-    assert "call .eval() on the network first" in _refusal(lambda: limit(torch.randn(2, 3)))
+    after = limit(x).nngp
+    torch.testing.assert_close(after.diagonal(), 2 * before.diagonal())
+    assert after[0, 1] == before[0, 1]

@@ -11,6 +11,7 @@ from torch import nn
 from models.cnn import cnn
 from models.layers import Conv2d, Linear
 from models.mlp import mlp
+from models.resnet import resnet
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
 
@@ -55,6 +56,28 @@ def test_gap_averages_pixels_before_the_readout() -> None:
     torch.testing.assert_close(net(x), net[-1](features))
 
 
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_resnet_is_the_written_formula(norm) -> None:
+    net = resnet(2, 3, 1, 4, activation="erf", norm=norm, stages=2, branch_scale=0.6, b_std=0.2)
+    x = torch.randn(5, 2, 6, 6)
+    h = net[0](x)
+
+    def normal(h: torch.Tensor) -> torch.Tensor:
+        if norm == "none":
+            return h
+        mean, variance = h.mean((1, 2, 3), keepdim=True), h.var((1, 2, 3), unbiased=False, keepdim=True)
+        return (h - mean) / (variance + 1e-5).sqrt()
+
+    for block in net[1:3]:
+        convolutions = [layer for layer in block.branch if isinstance(layer, Conv2d)]
+        branch = convolutions[1](torch.erf(normal(convolutions[0](torch.erf(normal(h))))))
+        h = block.shortcut(h) + 0.6 * branch
+    torch.testing.assert_close(net(x), net[-1](torch.erf(normal(h)).mean((2, 3))))
+    assert h.shape == (5, 3, 3, 3)
+    assert isinstance(net[1].shortcut, nn.Identity)
+    assert net[2].shortcut.weight.shape == (3, 3, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -63,6 +86,9 @@ def test_gap_averages_pixels_before_the_readout() -> None:
         (lambda: mlp(4, 8, -1, 1), "depth must be an integer of at least 0, not -1."),
         (lambda: mlp(4, 8, 1, 1, activation="gleu"), "Unknown activation 'gleu'. Did you mean 'gelu'?"),
         (lambda: cnn(1, 8, 1, 1), "image_size must be given with readout='flatten'"),
+        (lambda: resnet(1, 8, 0, 1), "depth must be an integer of at least 1, not 0."),
+        (lambda: resnet(1, 8, 1, 1, norm="layr"), "Unknown norm 'layr'. Did you mean 'layer'?"),
+        (lambda: resnet(1, 8, 1, 1, branch_scale=-1), "branch_scale must be a finite number of at least 0, not -1."),
         (lambda: cnn(1, 8, 1, 1, readout="gpa"), "Unknown readout 'gpa'. Did you mean 'gap'? Available: flatten, gap."),
     ],
 )
@@ -77,6 +103,7 @@ def test_bad_input_gets_one_sentence(make, sentence) -> None:
     [
         ("mlp", mlp, {"in_features": 5, "out_features": 2}, (2**0.5, 0.3 * 2**0.5, 1.0, 0.3)),
         ("cnn", cnn, {"in_channels": 1, "image_size": 4, "out_features": 2}, (2**0.5, 0.3 * 2**0.5, 1.0, 0.3)),
+        ("resnet", resnet, {"in_channels": 1, "out_features": 2}, (2**0.5, 0.3 * 2**0.5, 1.0, 0.3)),
     ],
 )
 def test_config_group_builds_the_model(name, function, shape, stds) -> None:

@@ -1,0 +1,81 @@
+"""Everything is on the inputs' device: each rule on torch's meta device, in a mode that refuses a mix of devices."""
+
+import pytest
+import torch
+from test_limits_images import GEOMETRIES, head
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from models import activations
+from models.layers import Linear
+from models.limits import infinite_width
+from models.resnet import resnet
+
+
+class OneDevice(TorchDispatchMode):
+    """Raises where one operation sees tensors, other than numbers, on two devices; counts those on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [t for t in tree_leaves((args, kwargs or {})) if isinstance(t, torch.Tensor) and t.ndim > 0]
+        devices = {t.device.type for t in tensors}
+        assert len(devices) < 2, f"{func} sees tensors on {devices}"
+        self.seen += "meta" in devices
+        return func(*args, **(kwargs or {}))
+
+
+def on_meta(net: nn.Module, *shape: int) -> None:
+    limit = infinite_width(net.to("meta"))
+    x1, x2 = torch.randn(3, *shape, device="meta"), torch.randn(2, *shape, device="meta")
+    with OneDevice() as mode:
+        for found in (*limit(x1)[:2], *limit(x1, x2)[:2]):
+            assert found.device.type == "meta"
+    assert mode.seen > 10
+
+
+def test_the_mode_sees_a_mix() -> None:
+    with pytest.raises(AssertionError, match="sees tensors on"), OneDevice():
+        torch.zeros(3, device="meta")[torch.tensor([0, 1])]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_images(geometry) -> None:
+    layers = GEOMETRIES[geometry]()
+    kind = "flatten" if "AvgPool" in geometry else "gap"  # either way all covariances are needed somewhere
+    on_meta(nn.Sequential(*layers, *head(kind, layers, (2, 5, 4))), 2, 5, 4)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_residual(norm) -> None:
+    on_meta(resnet(3, 4, 1, 1, norm=norm, stages=2), 3, 6, 6)
+
+
+@pytest.mark.parametrize(
+    "phi",
+    [
+        *(activations.activation(name) for name in activations.ACTIVATIONS),
+        activations.RectifiedPower(3),
+        activations.Power(3),
+        activations.Hermite(4),
+    ],
+    ids=lambda phi: type(phi).__name__,
+)
+def test_activations(phi) -> None:
+    on_meta(nn.Sequential(Linear(4, 3), phi, Linear(3, 3), nn.LayerNorm(3), nn.Dropout(0.3), Linear(3, 1)), 4)
+
+
+class Concatenated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(4, 3), nn.Linear(4, 2), nn.Linear(5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(torch.cat([self.a(x), 0.5 * self.b(x)], 1)))
+
+
+def test_concatenation() -> None:
+    on_meta(Concatenated(), 4)
