@@ -35,6 +35,6 @@ def test_a_cell_on_cuda_is_the_cell_on_the_cpu(kind):
     torch.testing.assert_close(cuda.f_T.cpu(), cpu.f_T, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(cuda.ntk[0, -1].cpu(), cpu.ntk[0, -1], rtol=1e-6, atol=1e-6)
     comparisons = [Networks(), Empirical("after"), Empirical("initial"), Rivals(), Motion(), Linearised()]
-    for comparison in [*comparisons, *([InfiniteWidth()] if kind == "mlp" else [])]:
+    for comparison in [*comparisons, InfiniteWidth()]:
         for one, other in zip(comparison(cpu), comparison(cuda), strict=True):
             assert other.value == pytest.approx(one.value, rel=1e-3, abs=1e-3, nan_ok=True), one.name

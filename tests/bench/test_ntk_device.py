@@ -4,32 +4,14 @@ Without a GPU the meta device shows it: a tensor there has no values to read, an
 that mixes devices (plain meta lets some through).
 """
 
-from typing import Any
-
 import pytest
 import torch
 from ntk_networks import inputs, networks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bench.ntk import as_operator, empirical_ntk
+from tests.one_device import OneDevice
 
 NETWORKS = {name: pair for name, pair in networks().items() if name != "recurrent"}  # LSTM has no meta kernel for vmap
-
-
-class OneDevice(TorchDispatchMode):
-    """Raises where an operation sees tensors, 0-dim ones excepted, on two devices."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        seen = {t.device.type for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim}
-        if len(seen) > 1:
-            raise RuntimeError(f"{func} mixes {sorted(seen)}.")
-        return func(*args, **(kwargs or {}))
-
-
-def test_the_mode_sees_a_mix():
-    with OneDevice(), pytest.raises(RuntimeError, match="mixes"):
-        torch.ones(2, 2, device="meta") @ torch.ones(2, 2)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

@@ -17,6 +17,10 @@ from tests.one_device import OneDevice
 def test_the_watch_sees_what_meta_alone_lets_through():
     with OneDevice(), pytest.raises(AssertionError, match="cpu and meta"):
         torch.ones(2, 3, device="meta") @ torch.ones(3, 2)
+    with OneDevice(), pytest.raises(AssertionError, match="cpu and meta"):
+        torch.zeros(3, device="meta")[torch.tensor([0, 1])]
+    with OneDevice(), pytest.raises(RuntimeError):
+        float(torch.ones((), device="meta"))
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
@@ -36,7 +40,7 @@ def test_training_kernels_and_comparisons_stay_on_one_device(kind, monkeypatch):
     else:
         x, y = torch.randn(20, 1, 4, 4), torch.randn(20, 2)
         tasks, net = [Task("images", x[:12], y[:12], x[12:], y[12:])], cnn(1, 8, 1, 2, readout="gap")
-    with OneDevice() as watch:
+    with OneDevice(answer=0.0) as watch:
         trained = Trainer(richness=1.0).fit(net, tasks, members(1, 2))
         assert trained.f_T.is_meta
         assert trained.ntk[0, -1].is_meta
@@ -51,5 +55,5 @@ def test_training_kernels_and_comparisons_stay_on_one_device(kind, monkeypatch):
             Linearised(),
             Features(),
         ]
-        for comparison in [*comparisons, *([InfiniteWidth()] if kind == "mlp" else [])]:
+        for comparison in [*comparisons, InfiniteWidth()]:
             assert comparison(trained), comparison

@@ -4,28 +4,12 @@ import pytest
 import torch
 from test_limits_images import GEOMETRIES, head
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from models import activations
 from models.layers import Linear
 from models.limits import infinite_width
 from models.resnet import resnet
-
-
-class OneDevice(TorchDispatchMode):
-    """Raises where one operation sees tensors, other than numbers, on two devices; counts those on the meta device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tensors = [t for t in tree_leaves((args, kwargs or {})) if isinstance(t, torch.Tensor) and t.ndim > 0]
-        devices = {t.device.type for t in tensors}
-        assert len(devices) < 2, f"{func} sees tensors on {devices}"
-        self.seen += "meta" in devices
-        return func(*args, **(kwargs or {}))
+from tests.one_device import OneDevice
 
 
 def on_meta(net: nn.Module, *shape: int) -> None:
@@ -35,11 +19,6 @@ def on_meta(net: nn.Module, *shape: int) -> None:
         for found in (*limit(x1)[:2], *limit(x1, x2)[:2]):
             assert found.device.type == "meta"
     assert mode.seen > 10
-
-
-def test_the_mode_sees_a_mix() -> None:
-    with pytest.raises(AssertionError, match="sees tensors on"), OneDevice():
-        torch.zeros(3, device="meta")[torch.tensor([0, 1])]
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
