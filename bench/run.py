@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import resource
@@ -17,13 +18,13 @@ import filelock
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench import progress, store, tracking
 from bench.plan import CONF, PlanError, Planned, build, plan
 from bench.record import Record
 from bench.report import text_table, write_report
 from bench.studies import cell as study
+from bench.train import weight_layers
 
 PATIENCE = 5.0
 """Seconds until a folder that another process holds is skipped: the workers of a killed command need some to end."""
@@ -176,16 +177,19 @@ def _process() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
-def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(CONF), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
+@functools.cache
+def _git(*arguments: str) -> str:
+    """What git says of this checkout, asked once a process; empty where there is none."""
+    done = subprocess.run(["git", "-C", str(CONF), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
+
+def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict[str, Any]:
     device = cell.trainer.torch_device()
     cuda = device.type == "cuda"
     return {
-        "git_sha": git("rev-parse", "HEAD"),
-        "git_dirty": bool(git("status", "--porcelain")),
+        "git_sha": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if cuda else str(device),
@@ -209,8 +213,17 @@ def _processor() -> str:
 
 
 def _flops_per_step(cell: study.Cell) -> int:
-    """Of one member: a forward pass over the training set, and twice that for the backward pass."""
-    task = cell.tasks[0]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        cell.model(task.x_train[:1].float())
-    return 3 * task.n_train * counter.get_total_flops()
+    """Of one member, its matrix products: a forward pass over the training set, and twice that for the backward pass."""
+    flops = 0
+
+    def count(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal flops
+        weight = layer.get_parameter("weight")
+        flops += 2 * weight.numel() * output[0].numel() // weight.shape[0]
+
+    handles = [layer.register_forward_hook(count) for layer in weight_layers(cell.model)]
+    with torch.no_grad():
+        cell.model(cell.tasks[0].x_train[:1].float())
+    for handle in handles:
+        handle.remove()
+    return 3 * cell.tasks[0].n_train * flops
