@@ -92,17 +92,16 @@ class Certificate:
         return "\n".join(lines)
 
 
-def variances(phi: nn.Module, breaks: list[float], radius: float, kind: str) -> tuple[Tensor, Tensor]:
-    """Angles [A] and V(c) [A] of one neuron's share of the kernel.
+def variances(phi: nn.Module, breaks: list[float], radius: float, kind: str, angles: Tensor) -> Tensor:
+    """V [A] of one neuron's share of the kernel, at these angles between the inputs.
 
     That share is P + c a^2 D, P = phi(u) phi(v), D = phi'(u) phi'(v), read-out weight a ~ N(0, 1), so that
-    V = E P^2 + 2 E P D + 3 E D^2 - (E P + E D)^2, with D taken times c; NNGP: D = 0. Two-dimensional quadrature, split at
-    the `breaks`, all in units of `radius`.
+    V = E P^2 + 2 E P D + 3 E D^2 - (E P + E D)^2, with D taken times c; NNGP: D = 0. Two-dimensional quadrature, split
+    at the `breaks`, all in units of `radius`.
     """
-    angles = torch.linspace(0, math.pi, ANGLES, dtype=torch.float64)
     p, d, pp, pd, dd = torch.stack([_second_moments(phi, breaks, radius, float(t)) for t in angles]).unbind(1)
     c = torch.cos(angles) if kind == "ntk" else torch.zeros_like(angles)
-    return angles, (pp + 2 * c * pd + 3 * c * c * dd - (p + c * d) ** 2).clamp_min(0)
+    return (pp + 2 * c * pd + 3 * c * c * dd - (p + c * d) ** 2).clamp_min(0)
 
 
 def _second_moments(phi: nn.Module, breaks: list[float], radius: float, theta: float) -> Tensor:

@@ -17,7 +17,9 @@ def check_data(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(t, Tensor) or not t.is_floating_point() or not bool(torch.isfinite(t).all()):
             raise ValueError(f"target (X, y): {name} must be a finite float tensor.")
     if x.ndim < 2 or y.ndim not in (1, 2) or len(x) != len(y) or len(x) < 3:
-        raise ValueError(f"target (X, y): X must be [n, ...] and y [n] or [n, c], n >= 3, not {[*x.shape]}, {[*y.shape]}.")
+        raise ValueError(
+            f"target (X, y): X must be [n, ...] and y [n] or [n, c], n >= 3, not {[*x.shape]}, {[*y.shape]}."
+        )
     x, y = x.flatten(1).double(), y.reshape(len(y), -1).double()
     if bool((x.norm(dim=1) == 0).any()):
         raise ValueError("target (X, y): X holds an input of norm 0, which is on no sphere.")
@@ -25,7 +27,7 @@ def check_data(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def coefficients_for(x: Tensor, y: Tensor) -> list[float]:
-    """a_0 .. a_6 >= 0 with sum 1, whose kernel ridge regression of y [n, c] on x [n, d] has the least leave-one-out error.
+    """a_0 .. a_6 >= 0, of sum 1, whose kernel ridge regression of y [n, c] on x [n, d] has least leave-one-out error.
 
     Kernels are of the cosines between inputs. Coefficients (through a softmax) and ridge are found together by L-BFGS
     on the log of the mean squared leave-one-out residual, (K + r)^-1 y / diag((K + r)^-1) (Allen 1974). n^3 work.

@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
+from models.design.certificate import variances
 from models.design.normal import above, density
 from models.design.piecewise import PiecewiseLinear, moments
 
@@ -18,9 +19,10 @@ GOOD = 0.005  # largest error, relative to K(1), at which no more knots are adde
 MOST = 8  # knots tried
 ANGLES = 80  # Gauss points of the fit between 0 and pi
 FINE = 2001  # angles at which the largest error is read off
-LARGEST = 3.0  # knots stay within: beyond, a unit bends for one Gaussian input in 700 only
-STARTS = 10  # random starts of the first fit
-KEPT, TRIES = 2, 4  # fits that get one more knot, and places tried for it
+LARGEST = 2.0  # knots stay within: rare bends, by the size that they need, make heavy-tailed activations
+STARTS = 12  # random starts of the first fit
+KEPT, TRIES = 3, 4  # fits that get one more knot, and places tried for it
+POLISHED = 6  # fits of one number of knots that are reweighted
 STEPS = 100  # evaluations of one fit
 ROUNDS, ROUND = 6, 20  # reweightings towards the least largest error, and evaluations of each
 
@@ -39,7 +41,8 @@ def fit_piecewise(target: Kernel, kind: str, knots: int | None = None, radius: f
 
     Random starts with two knots; then knots are added one at a time, at the best of some random places, until the
     largest error is at most GOOD K(1) (`knots=None`, at most MOST) or until there are `knots`. Reweighting turns each
-    least-squares fit into one of nearly least largest error (Lawson 1961). Deterministic.
+    least-squares fit into one of nearly least largest error (Lawson 1961). Of fits within GOOD the one is taken whose
+    finite networks have the least noise. Deterministic.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors this small are ten times slower on several
@@ -54,12 +57,12 @@ def _fit(target: Kernel, kind: str, knots: int | None, radius: float) -> Fit:
     generator = np.random.default_rng(0)
     count = 2 if knots is None else min(knots, 2)
     fits = [problem.fit(problem.start(count, generator)) for _ in range(STARTS)]
-    best = problem.polish(fits)
+    best = problem.best(fits)
     while count < (MOST if knots is None else knots) and not (knots is None and best.error <= GOOD):
         count += 1
         kept = sorted(fits, key=lambda found: found.error)[:KEPT]
         fits = [problem.fit(problem.grown(f.point, generator)) for f in kept for _ in range(TRIES)]
-        best = min(best, problem.polish(fits), key=lambda found: found.error)
+        best = min(problem.best(fits), best, key=lambda found: max(found.error, GOOD))
     return Fit(problem.activation(best.point, radius), best.error)
 
 
@@ -119,9 +122,21 @@ class _Problem:
         found = kernel_on_sphere(torch.from_numpy(_parameters(point)), self.fine, self.kind)
         return float((found.value - self.fine_values).abs().max())
 
-    def polish(self, fits: list[_Found]) -> _Found:
-        """The best fit, made one of nearly least largest error: weights grow where the error is large."""
-        best = last = min(fits, key=lambda found: found.error)
+    def best(self, fits: list[_Found]) -> _Found:
+        """The most precise of the fits, each reweighted; of several that are good, the least noisy at finite width."""
+        candidates: list[_Found] = []
+        for found in sorted(fits, key=lambda found: found.error):
+            if len(candidates) < POLISHED and not any(abs(found.error - c.error) < 1e-6 for c in candidates):
+                candidates.append(found)
+        polished = [self.polish(found) for found in candidates]
+        good = [found for found in polished if found.error <= GOOD]
+        if not good:
+            return min(polished, key=lambda found: found.error)
+        return min(good, key=self.noise)
+
+    def polish(self, found: _Found) -> _Found:
+        """A fit made one of nearly least largest error: weights grow where the error is large."""
+        best = last = found
         roots = self.roots
         for _ in range(ROUNDS):
             size = np.abs(self.residual(last.point)[0])
@@ -130,6 +145,11 @@ class _Problem:
             last = self.fit(last.point, roots, ROUND)
             best = min(best, last, key=lambda found: found.error)
         return best
+
+    def noise(self, found: _Found) -> float:
+        """Variance of one neuron's share of K(1)."""
+        activation = self.activation(found.point, 1.0)
+        return float(variances(activation, activation.breaks(), 1.0, self.kind, torch.zeros(1, dtype=torch.float64)))
 
     def activation(self, point: np.ndarray, radius: float) -> PiecewiseLinear:
         count = (len(point) - 2) // 2

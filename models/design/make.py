@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checks import check_choice, check_count
-from models.design.certificate import SPREAD, Certificate, Norms, tails, variances
+from models.design.certificate import ANGLES, SPREAD, Certificate, Norms, tails, variances
 from models.design.data import check_data, coefficients_for
 from models.design.fit import FINE, MOST, fit_piecewise
 from models.design.hermite import KINDS, Hermite, check_radius, hermite_activation
@@ -132,7 +132,8 @@ def _certificate(
     at_one = target.at_one
     error = (realised - target.kernel(torch.cos(theta))).abs() / at_one
     worst = int(error.argmax())
-    angles, found = variances(activation, activation.breaks(), radius, kind)
+    angles = torch.linspace(0, math.pi, ANGLES, dtype=torch.float64)
+    found = variances(activation, activation.breaks(), radius, kind, angles)
     kurtosis, trusted = tails(activation, activation.breaks(), radius, kind)
 
     def norms(x: Tensor) -> Norms:

@@ -33,7 +33,9 @@ class PiecewiseLinear(nn.Module):
         self.bends = [float(t) for t in bends]
         self.slope, self.offset = float(slope), float(offset)
         if not self.knots or len(self.knots) != len(self.bends):
-            raise ValueError(f"knots and bends must be lists of one length, at least 1, not {len(knots)}, {len(bends)}.")
+            raise ValueError(
+                f"knots and bends must be lists of one length, at least 1, not {len(knots)}, {len(bends)}."
+            )
         if not all(math.isfinite(t) for t in [*self.knots, *self.bends, self.slope, self.offset]):
             raise ValueError("knots, bends, slope and offset must be finite numbers.")
         check_radius(radius)
@@ -85,10 +87,12 @@ def piecewise_rule(module: PiecewiseLinear, k: Kernels) -> Kernels:
     nngp = slope**2 * product * rho + module.offset**2
     slopes = torch.full_like(rho, slope**2)
     for bend, knot in zip(bends, knots, strict=True):
-        for s, other in ((s1, s2), (s2, s1)):
+        for s in (s1, s2):
             h = knot / s
-            nngp = nngp + bend * slope * s * other * rho * above(h) + module.offset * bend * s * (density(h) - h * above(h))
-            slopes = slopes + bend * slope * above(h)
+            share = above(h)
+            with_line, mean = slope * product * rho * share, s * (density(h) - h * share)
+            nngp = nngp + bend * (with_line + module.offset * mean)
+            slopes = slopes + bend * slope * share
     for bend_i, knot_i in zip(bends, knots, strict=True):
         for bend_j, knot_j in zip(bends, knots, strict=True):
             m = moments(knot_i / s1, knot_j / s2, theta)

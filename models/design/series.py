@@ -52,8 +52,10 @@ def _erf(covariance: Series, variance: float) -> tuple[Series, Series, float]:
     one[0] = 1
     root = square_root(one - times(rho, rho))
     value = arcsine(rho, root) * (2 / math.pi)
-    return value, divide(one, root) * (4 / math.pi / (1 + 2 * variance)), 2 / math.pi * math.asin(
-        2 * variance / (1 + 2 * variance)
+    return (
+        value,
+        divide(one, root) * (4 / math.pi / (1 + 2 * variance)),
+        2 / math.pi * math.asin(2 * variance / (1 + 2 * variance)),
     )
 
 
