@@ -89,9 +89,7 @@ def from_callable(kernel: Callable[[Tensor], Tensor], name: str = "callable") ->
         try:
             values = torch.as_tensor(kernel(c), dtype=torch.float64)
         except (TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"target must map float64 cosines [N] to K(c) [N]: {error}"
-            ) from error
+            raise ValueError(f"target must map float64 cosines [N] to K(c) [N]: {error}") from error
         if values.shape != c.shape or not bool(torch.isfinite(values).all()):
             raise ValueError("target must return one finite number for each cosine in [-1, 1].")
         return values
@@ -103,7 +101,7 @@ def from_callable(kernel: Callable[[Tensor], Tensor], name: str = "callable") ->
     for order, (a, noise) in enumerate(zip(*_taylor(checked, ORDERS), strict=True)):
         if a < -noise - NOISE * at_one:
             raise _not_realisable(f"Taylor coefficient {a:.3g} at order {order}")
-    for order, a in enumerate(_harmonics(checked)):
+    for order, a in reversed(list(enumerate(_harmonics(checked)))):  # the top one is the top Taylor coefficient's
         if a < -NOISE * at_one:
             raise _not_realisable(f"harmonic {a:.3g} at order {order} on the circle")
     return target

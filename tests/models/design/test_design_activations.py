@@ -56,8 +56,8 @@ def test_kernels_by_quadrature_at_unequal_variances(activation) -> None:
     cuts = [t * 1.3 for t in activation.breaks()] or [0.0]
     found = limit_of(activation, x, y, b_std=0.3)
     nngp = quadrature(phi, phi, [q1, q2, k], cuts)
-    assert found.nngp.item() == pytest.approx(nngp, abs=1e-9)
-    assert found.ntk.item() == pytest.approx(nngp + quadrature(slope, slope, [q1, q2, k], cuts) * k, abs=1e-9)
+    assert found.nngp.item() == pytest.approx(nngp, abs=1e-7)
+    assert found.ntk.item() == pytest.approx(nngp + quadrature(slope, slope, [q1, q2, k], cuts) * k, abs=1e-7)
 
 
 def test_one_kink_is_the_arc_cosine_kernel() -> None:
@@ -139,7 +139,9 @@ def test_onnx(activation) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     x = torch.randn(3, 4)
-    program = torch.onnx.export(activation, (x,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        program = torch.onnx.export(activation.eval(), (x,))
     session = runtime.InferenceSession(program.model_proto.SerializeToString())
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, activation(x).numpy(), rtol=1e-5, atol=1e-6)
