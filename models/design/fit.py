@@ -80,8 +80,9 @@ class _Problem:
         self.roots = np.sqrt(np.concatenate([[0.2], weights, [0.1]]))  # of the weights; the ends, where errors peak
         self.fine = torch.linspace(0, math.pi, FINE, dtype=torch.float64)
         self.kind = kind
-        self.scale = float(target(torch.ones(1, dtype=torch.float64))[0])
-        self.values, self.fine_values = (target(torch.cos(t)) / self.scale for t in (self.theta, self.fine))
+        values = target(torch.cos(torch.cat([self.theta, self.fine])))
+        self.scale = float(values[0])
+        self.values, self.fine_values = (values / self.scale).split([len(self.theta), FINE])
         self._last: tuple[bytes, np.ndarray, np.ndarray] | None = None
 
     def start(self, count: int, generator: np.random.Generator) -> np.ndarray:

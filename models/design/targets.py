@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Target:
     kernel: Callable[[Tensor], Tensor]  # cosines [N], float64 -> [N]
     taylor: Callable[[int], list[float]]  # order -> coefficients 0 .. order
 
-    @property
+    @cached_property
     def at_one(self) -> float:
         return float(self.kernel(torch.ones(1, dtype=torch.float64))[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,25 +18,22 @@ def sphere(n: int, d: int, radius: float = 1.0, seed: int = 0) -> Tensor:
     return x / x.norm(dim=1, keepdim=True) * radius * d**0.5
 
 
-def quadrature(
-    phi: Callable[[float], float], psi: Callable[[float], float], cov: list[float], cuts: list[float]
-) -> float:
-    """E[phi(u) psi(v)] for variances and covariance cov = [q1, q2, k], by scipy in both variables, split at the cuts."""
+def quadrature(phi: Callable[[float], float], cov: list[float], cuts: list[float]) -> float:
+    """E[phi(u) phi(v)] for variances and covariance cov = [q1, q2, k], by scipy in both variables, split at the cuts."""
     q1, q2, k = cov
     slope, rest = k / q1, math.sqrt(q2 - k * k / q1)
 
     def inner(u: float) -> float:
-        points = sorted({min(max((c - slope * u) / rest, -9.0), 9.0) for c in cuts})
+        points = sorted({min(max((c - slope * u) / rest, -8.0), 8.0) for c in cuts})
         return sum(
-            integrate.quad(lambda w: psi(slope * u + rest * w) * math.exp(-w * w / 2), a, b, epsabs=1e-9)[0]
-            for a, b in zip([-9.0, *points], [*points, 9.0], strict=True)
+            integrate.quad(lambda w: phi(slope * u + rest * w) * math.exp(-w * w / 2), a, b, epsabs=1e-8)[0]
+            for a, b in pairwise([-8.0, *points, 8.0])
         )
 
     s = math.sqrt(q1)
-    edges = [-9 * s, *sorted(cuts), 9 * s]
     total = sum(
-        integrate.quad(lambda u: phi(u) * inner(u) * math.exp(-u * u / (2 * q1)), a, b, epsabs=1e-8)[0]
-        for a, b in zip(edges, edges[1:], strict=False)
+        integrate.quad(lambda u: phi(u) * inner(u) * math.exp(-u * u / (2 * q1)), a, b, epsabs=1e-7)[0]
+        for a, b in pairwise([-8 * s, *sorted(cuts), 8 * s])
     )
     return total / (2 * math.pi * s)
 

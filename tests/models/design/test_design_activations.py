@@ -55,9 +55,9 @@ def test_kernels_by_quadrature_at_unequal_variances(activation) -> None:
 
     cuts = [t * 1.3 for t in activation.breaks()] or [0.0]
     found = limit_of(activation, x, y, b_std=0.3)
-    nngp = quadrature(phi, phi, [q1, q2, k], cuts)
-    assert found.nngp.item() == pytest.approx(nngp, abs=1e-7)
-    assert found.ntk.item() == pytest.approx(nngp + quadrature(slope, slope, [q1, q2, k], cuts) * k, abs=1e-7)
+    nngp = quadrature(phi, [q1, q2, k], cuts)
+    assert found.nngp.item() == pytest.approx(nngp, abs=1e-6)
+    assert found.ntk.item() == pytest.approx(nngp + quadrature(slope, [q1, q2, k], cuts) * k, abs=1e-6)
 
 
 def test_one_kink_is_the_arc_cosine_kernel() -> None:
@@ -150,7 +150,7 @@ def test_onnx(activation) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"negative Taylor coefficient -0\.5 at order 2"):
         hermite_activation([1.0, 0.0, -0.5])
-    with pytest.raises(ValueError, match="Unknown kind 'nkt'. Did you mean 'ntk'"):
+    with pytest.raises(ValueError, match=r"Unknown kind 'nkt'\. Did you mean 'ntk'"):
         hermite_activation([1.0], "nkt")
     with pytest.raises(ValueError, match="radius must be a positive number"):
         Hermite([1.0], radius=0.0)
