@@ -19,7 +19,7 @@ def sphere(n: int, d: int, radius: float = 1.0, seed: int = 0) -> Tensor:
 
 
 def quadrature(phi: Callable[[float], float], cov: list[float], cuts: list[float]) -> float:
-    """E[phi(u) phi(v)] for variances and covariance cov = [q1, q2, k], by scipy in both variables, split at the cuts."""
+    """E[phi(u) phi(v)] for variances and covariance cov = [q1, q2, k], by scipy, split at the cuts."""
     q1, q2, k = cov
     slope, rest = k / q1, math.sqrt(q2 - k * k / q1)
 
