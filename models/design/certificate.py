@@ -15,7 +15,7 @@ from models.checks import check_count
 
 REACH = 14  # standard deviations: eighth powers of a sextic, in the kurtosis, peak at 7 and end below 13
 NODES = 12  # of Gauss-Legendre on each panel
-ANGLES = 33  # at which the variance is tabulated, between c = 1 and c = -1
+ANGLES = 65  # at which the variance is tabulated, between c = 1 and c = -1
 SHARE = 0.1  # of the variance that neurons too rare to be met may carry
 HEAVY = 4096  # a trusted width beyond which a design is called heavy-tailed
 SPREAD = 0.02  # of the norms, relative, beyond which data count as off the sphere
@@ -40,6 +40,9 @@ class Certificate:
     kurtosis: of one neuron's share of K(1).
     trusted_width: neurons whose pre-activation is rarer than one in this many carry a tenth of the variance of K(1).
         A narrower network seldom has one, so it scatters less than the certificate says, and now and then far more.
+
+    The root mean square error over a kernel's entries scatters around its prediction from one network to the next: for
+    the design of relu:4, 24 inputs and width 1,024 by 12 % (standard deviation, of 800 networks), over 8 networks 4 %.
     """
 
     kind: str
@@ -60,7 +63,8 @@ class Certificate:
         position = torch.arccos(cosines) * ((len(self.angles) - 1) / math.pi)
         low = position.floor().clamp(0, len(self.angles) - 2)
         share = position - low
-        start, end = self.variances[low.long()], self.variances[low.long() + 1]
+        table = self.variances.to(cosines.device)
+        start, end = table[low.long()], table[low.long() + 1]
         return ((1 - share) * start + share * end).div(width).sqrt()
 
     @property

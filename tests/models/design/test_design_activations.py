@@ -17,6 +17,7 @@ from models.design.hermite import scaled_coefficients
 from models.design.normal import owens_t, truncated
 from models.layers import Linear
 from models.limits import NoInfiniteWidthLimit, infinite_width
+from tests.one_device import OneDevice
 
 KINKED = PiecewiseLinear([0.5, -0.3, 0.0], [1.0, 0.4, -0.7], 0.3, 0.2, radius=1.3)
 SMOOTH = Hermite([0.3, 0.6, -0.4, 0.2, 0.1], radius=1.3)
@@ -125,6 +126,15 @@ def test_zero_inputs_and_equal_inputs() -> None:
         assert found.nngp[1, 1].item() == pytest.approx(at_zero, abs=1e-12)
         assert found.ntk[2, 3].item() == pytest.approx(found.ntk[2, 2].item(), rel=1e-6)
         assert torch.linalg.eigvalsh(found.ntk)[0] > -1e-9
+
+
+@pytest.mark.parametrize("activation", [KINKED, SMOOTH])
+def test_device_of_the_inputs(activation) -> None:
+    x = torch.empty(5, 4, dtype=torch.float64, device="meta")
+    net = nn.Sequential(Linear(4, 3), activation, Linear(3, 1)).to("meta")
+    with OneDevice():
+        assert infinite_width(net)(x, x[:3]).ntk.device.type == "meta"
+        assert net(x).device.type == "meta"
 
 
 def test_single_precision() -> None:
