@@ -83,16 +83,15 @@ def design(
     if knots != "auto" and not (isinstance(knots, int) and not isinstance(knots, bool) and 1 <= knots <= MOST):
         raise ValueError(f"knots must be 'auto' or an integer from 1 to {MOST}, not {knots!r}.")
     aim, data = _target(target, kind, radius)
-    coefficients = aim.name == "coefficients"
     if basis == "auto":
-        basis = "hermite" if coefficients else "piecewise_linear"
+        basis = "piecewise_linear" if aim.order is None else "hermite"
     if basis == "hermite" and knots != "auto":
         raise ValueError(f"knots must be 'auto' with basis='hermite', which has none, not {knots!r}.")
     activation: Hermite | PiecewiseLinear
     if basis == "hermite":
-        kept = aim.taylor(len(target) - 1 if coefficients and data is None else ORDER)  # type: ignore[arg-type]
-        activation = hermite_activation([max(a, 0.0) for a in kept], kind, radius)
-        tail = max(0.0, 1 - sum(max(a, 0.0) for a in kept) / aim.at_one)
+        kept = [max(a, 0.0) for a in aim.taylor(ORDER if aim.order is None else aim.order)]
+        activation = hermite_activation(kept, kind, radius)
+        tail = max(0.0, 1 - sum(kept) / aim.at_one)
     else:
         activation = fit_piecewise(aim.kernel, kind, None if knots == "auto" else int(knots), radius).activation
         tail = None
@@ -114,12 +113,13 @@ def _target(target: Any, kind: str, radius: float) -> tuple[Target, Tensor | Non
     if callable(target) and not isinstance(target, nn.Module):
         return from_callable(target), None
     try:
-        return from_coefficients([float(a) for a in target]), None
-    except TypeError:
+        coefficients = [float(a) for a in target]
+    except (TypeError, ValueError):
         raise ValueError(
             "target must be a function of the cosine, a list of Taylor coefficients, a name such as 'relu:4', a limit "
-            f"from models.limits.infinite_width, or data (X, y), not {type(target).__name__}."
+            f"from models.limits.infinite_width, or tensors (X, y), not {type(target).__name__}."
         ) from None
+    return from_coefficients(coefficients), None
 
 
 def _certificate(

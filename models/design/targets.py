@@ -33,6 +33,7 @@ class Target:
     name: str
     kernel: Callable[[Tensor], Tensor]  # cosines [N], float64 -> [N]
     taylor: Callable[[int], list[float]]  # order -> coefficients 0 .. order
+    order: int | None = None  # of a polynomial
 
     @cached_property
     def at_one(self) -> float:
@@ -49,7 +50,7 @@ def from_coefficients(coefficients: list[float]) -> Target:
             total = total * c + a_k
         return total
 
-    return Target("coefficients", kernel, lambda order: a[: order + 1])
+    return Target("coefficients", kernel, lambda order: a[: order + 1], len(a) - 1)
 
 
 def from_name(name: str, kind: str) -> Target:

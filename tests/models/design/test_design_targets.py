@@ -170,6 +170,7 @@ def test_data_find_their_kernel() -> None:
         ("gelu:2", {}, "Unknown activation of a named target 'gelu'"),
         ("relu:0", {}, "at least 1"),
         (nn.ReLU(), {}, "target must be a function of the cosine"),
+        (["a"], {}, "target must be a function of the cosine"),
         ([1.0], {"kind": "kernel"}, "Unknown kind"),
         ([1.0], {"basis": "linear"}, "Unknown basis"),
         ([1.0], {"knots": 9}, "knots must be 'auto' or an integer from 1 to 8"),
