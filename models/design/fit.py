@@ -44,15 +44,6 @@ def fit_piecewise(target: Kernel, kind: str, knots: int | None = None, radius: f
     least-squares fit into one of nearly least largest error (Lawson 1961). Of fits within GOOD the one is taken whose
     finite networks have the least noise. Deterministic.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors this small are ten times slower on several
-    try:
-        return _fit(target, kind, knots, radius)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _fit(target: Kernel, kind: str, knots: int | None, radius: float) -> Fit:
     problem = _Problem(target, kind)
     generator = np.random.default_rng(0)
     count = 2 if knots is None else min(knots, 2)

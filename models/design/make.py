@@ -19,6 +19,7 @@ from models.design.fit import FINE, MOST, fit_piecewise
 from models.design.hermite import KINDS, Hermite, check_radius, hermite_activation
 from models.design.piecewise import PiecewiseLinear
 from models.design.targets import Target, from_callable, from_coefficients, from_limit, from_name
+from models.design.threads import one_thread
 from models.layers import Linear
 from models.limits import InfiniteWidth, infinite_width
 
@@ -87,18 +88,22 @@ def design(
         basis = "piecewise_linear" if aim.order is None else "hermite"
     if basis == "hermite" and knots != "auto":
         raise ValueError(f"knots must be 'auto' with basis='hermite', which has none, not {knots!r}.")
-    activation: Hermite | PiecewiseLinear
-    if basis == "hermite":
-        kept = [max(a, 0.0) for a in aim.taylor(ORDER if aim.order is None else aim.order)]
-        activation = hermite_activation(kept, kind, radius)
-        tail = max(0.0, 1 - sum(kept) / aim.at_one)
-    else:
-        activation = fit_piecewise(aim.kernel, kind, None if knots == "auto" else int(knots), radius).activation
-        tail = None
-    certificate = _certificate(activation, aim, kind, radius, tail)
+    with one_thread():
+        activation, tail = _activation(aim, kind, basis, None if knots == "auto" else int(knots), radius)
+        certificate = _certificate(activation, aim, kind, radius, tail)
     for sentence in _cautions(certificate, data):
         warnings.warn(f"design: {sentence}.", UserWarning, stacklevel=2)
     return Design(activation, aim, kind, float(radius), certificate)
+
+
+def _activation(
+    aim: Target, kind: str, basis: str, knots: int | None, radius: float
+) -> tuple[Hermite | PiecewiseLinear, float | None]:
+    """The activation, and the tail that it leaves out."""
+    if basis == "hermite":
+        kept = [max(a, 0.0) for a in aim.taylor(ORDER if aim.order is None else aim.order)]
+        return hermite_activation(kept, kind, radius), max(0.0, 1 - sum(kept) / aim.at_one)
+    return fit_piecewise(aim.kernel, kind, knots, radius).activation, None
 
 
 def _target(target: Any, kind: str, radius: float) -> tuple[Target, Tensor | None]:
