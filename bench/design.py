@@ -1,0 +1,122 @@
+"""``python -m bench.design target=relu:4 [kind= basis= knots= radius= out=]``: kernel in, activation out.
+
+Prints the certificate, draws the activation, its kernel and the error, and saves the activation as TorchScript, which
+``torch.jit.load`` reads without this package.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.report.figures import STYLE, new_figure
+from models.design import Design, design
+
+USE = (
+    "use python -m bench.design target=relu:4 [kind=ntk|nngp] [basis=auto|hermite|piecewise_linear] [knots=auto|1..8] "
+    "[radius=1.0] [out=DIR]; a target is relu:L, erf:L or Taylor coefficients, as in target=0,0.5,0,0.5"
+)
+DEFAULTS = {"target": "", "kind": "ntk", "basis": "auto", "knots": "auto", "radius": "1.0", "out": "designs"}
+DPI = 150
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns 0, or 2 where the settings are wrong: one sentence says which."""
+    try:
+        settings = _settings(arguments)
+        with warnings.catch_warnings(record=True) as cautions:
+            warnings.simplefilter("always", UserWarning)
+            made = design(
+                _target(settings["target"]),
+                settings["kind"],
+                settings["basis"],
+                _number("knots", settings["knots"], int) if settings["knots"] != "auto" else "auto",
+                _number("radius", settings["radius"], float),
+            )
+        print(f"activation             {made.activation.extra_repr()}")
+        print(made.certificate)
+        for caution in cautions:
+            if issubclass(caution.category, UserWarning):
+                print(f"warning: {str(caution.message).removeprefix('design: ')}")
+        files = _save(made, settings["target"], Path(settings["out"]))
+    except (ValueError, OSError) as error:
+        print(f"widebench: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print("written: " + ", ".join(str(file) for file in files))
+    return 0
+
+
+def _settings(arguments: Sequence[str]) -> dict[str, str]:
+    settings = dict(DEFAULTS)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key not in settings or not equals or not value:
+            raise ValueError(f"Unknown argument '{argument}': {USE}.")
+        settings[key] = value
+    if not settings["target"]:
+        raise ValueError(f"target is missing: {USE}.")
+    return settings
+
+
+def _target(text: str) -> str | list[float]:
+    """A name, or coefficients separated by commas."""
+    if ":" in text:
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"target={text} is neither a name nor coefficients: {USE}.") from None
+
+
+def _number(field: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{field}={text} is no number: {USE}.") from None
+
+
+def _save(made: Design, name: str, out: Path) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    stem = f"{name.replace(':', '').replace(',', '_')}-{made.kind}"
+    picture, module, text = (out / f"{stem}.{end}" for end in ("png", "pt", "txt"))
+    _draw(made, name, picture)
+    with warnings.catch_warnings():  # deprecated, but the one format that takes inputs of any number of axes
+        warnings.simplefilter("ignore")
+        torch.jit.script(made.activation).save(str(module))
+    text.write_text(f"target {name}\n{made.activation}\n{made.certificate}\n")
+    return [picture, module, text]
+
+
+def _draw(made: Design, name: str, file: Path) -> None:
+    """Activation, kernel beside its target, and error."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(9, 2.8)
+        left, middle, right = figure.subplots(1, 3)
+        z = torch.linspace(-3 * made.radius, 3 * made.radius, 601, dtype=torch.float64)
+        left.plot(z, made.activation(z), color="#0072b2")
+        left.set(title="activation", xlabel="z")
+        theta = torch.linspace(0, math.pi, 721, dtype=torch.float64)
+        c = torch.cos(theta)
+        circle = made.radius * math.sqrt(2) * torch.stack([c, torch.sin(theta)], 1)
+        realised, target = made.kernel(circle[:1], circle)[0], made.target.kernel(c)
+        middle.plot(c, target, color="#111111", label=f"target {name}")
+        middle.plot(c, realised, color="#d55e00", linestyle="--", label="design")
+        middle.set(title=made.kind.upper(), xlabel="cosine between inputs")
+        middle.legend(frameon=False)
+        right.plot(c, (realised - target) / made.certificate.at_one, color="#d55e00")
+        right.axhline(0, color="#999999", linewidth=0.6)
+        right.set(title="(design - target) / K(1)", xlabel="cosine between inputs")
+        figure.tight_layout()
+        figure.savefig(file, dpi=DPI)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
