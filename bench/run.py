@@ -213,7 +213,7 @@ def _processor() -> str:
 
 
 def _flops_per_step(cell: study.Cell) -> int:
-    """Of one member, its matrix products: a forward pass over the training set, and twice that for the backward pass."""
+    """Of one member, its matrix products: a forward pass over the training set, and twice that for the way back."""
     flops = 0
 
     def count(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> None:

@@ -91,7 +91,7 @@ def check_radius(radius: float) -> None:
         raise ValueError(f"radius must be a positive number, not {radius!r}.")
 
 
-@rule(Hermite)
+@rule(Hermite, role="activation")
 def hermite_rule(module: Hermite, k: Kernels) -> Kernels:
     """Exact for any variances: z -> phi(s z) has Hermite coefficients that are polynomials in s."""
     s1, s2, correlation = standard(k)

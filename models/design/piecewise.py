@@ -76,7 +76,7 @@ def moments(h: Tensor, k: Tensor, theta: Tensor) -> Moments:
     return Moments(relu_relu, step_relu, t.both, -at_h * t.u_given)
 
 
-@rule(PiecewiseLinear)
+@rule(PiecewiseLinear, role="activation")
 def piecewise_rule(module: PiecewiseLinear, k: Kernels) -> Kernels:
     """Exact for any variances: bivariate orthant probabilities by Owen's T, one pair of knots at a time."""
     s1, s2, rho = standard(k)
