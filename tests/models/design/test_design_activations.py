@@ -16,7 +16,7 @@ from models.design import Hermite, PiecewiseLinear, hermite_activation
 from models.design.hermite import scaled_coefficients
 from models.design.normal import owens_t, truncated
 from models.layers import Linear
-from models.limits import NoInfiniteWidthLimit, infinite_width
+from models.limits import infinite_width
 from tests.one_device import OneDevice
 
 KINKED = PiecewiseLinear([0.5, -0.3, 0.0], [1.0, 0.4, -0.7], 0.3, 0.2, radius=1.3)
@@ -182,5 +182,14 @@ def test_refusals() -> None:
         Hermite([1.0], radius=0.0)
     with pytest.raises(ValueError, match="one length"):
         PiecewiseLinear([0.0], [1.0, 2.0], 0.0, 0.0)
-    with pytest.raises(NoInfiniteWidthLimit, match="must follow a layer with random weights"):
-        infinite_width(nn.Sequential(Linear(3, 4), nn.ReLU(), SMOOTH, Linear(4, 1)))(sphere(2, 3))
+
+
+def test_after_another_activation_it_is_one_activation_with_it() -> None:
+    """Against 10^6 Gaussian units: the mean square of the products over the number of units is the error's square."""
+    x = sphere(2, 3).double()
+    limit = infinite_width(nn.Sequential(Linear(3, 4), nn.ReLU(), SMOOTH, Linear(4, 1)))(x)
+    units = torch.randn(1_000_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 3**0.5
+    h = SMOOTH.double()(torch.relu(units @ x.T))
+    products = h[:, :1] * h[:, 1:]
+    error = float(products.std()) / 1e3
+    assert abs(float(limit.nngp[0, 1] - products.mean())) < 4 * error
