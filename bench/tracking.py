@@ -94,7 +94,7 @@ def _log(
 
     settings = wandb.Settings(
         silent=True, console="off", init_timeout=30, disable_git=True, disable_code=True, disable_job_creation=True,
-        x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
+        x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
     )  # fmt: skip
     run = wandb.init(mode=mode, project=project, group=group, id=run_id, name=record.name, dir=folder, resume="allow",
                      config={**config, "card": dict(record.card)}, settings=settings, reinit="create_new")  # fmt: skip
