@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bench.arguments import settings
 from bench.report.figures import STYLE, new_figure
 from models.design import Design, design
 
@@ -29,22 +30,22 @@ DPI = 150
 def main(arguments: Sequence[str]) -> int:
     """Returns 0, or 2 where the settings are wrong: one sentence says which."""
     try:
-        settings = _settings(arguments)
+        chosen = _settings(arguments)
         with warnings.catch_warnings(record=True) as cautions:
             warnings.simplefilter("always", UserWarning)
             made = design(
-                _target(settings["target"]),
-                settings["kind"],
-                settings["basis"],
-                _number("knots", settings["knots"], int) if settings["knots"] != "auto" else "auto",
-                _number("radius", settings["radius"], float),
+                _target(chosen["target"]),
+                chosen["kind"],
+                chosen["basis"],
+                _number("knots", chosen["knots"], int) if chosen["knots"] != "auto" else "auto",
+                _number("radius", chosen["radius"], float),
             )
         print(f"activation             {made.activation.extra_repr()}")
         print(made.certificate)
         for caution in cautions:
             if issubclass(caution.category, UserWarning):
                 print(f"warning: {str(caution.message).removeprefix('design: ')}")
-        files = _save(made, settings["target"], Path(settings["out"]))
+        files = _save(made, chosen["target"], Path(chosen["out"]))
     except (ValueError, OSError) as error:
         print(f"widebench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -53,15 +54,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, str]:
-    settings = dict(DEFAULTS)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in settings or not equals or not value:
-            raise ValueError(f"Unknown argument '{argument}': {USE}.")
-        settings[key] = value
-    if not settings["target"]:
+    found = settings(arguments, DEFAULTS, USE)
+    if not found["target"]:
         raise ValueError(f"target is missing: {USE}.")
-    return settings
+    return found
 
 
 def _target(text: str) -> str | list[float]:

@@ -25,7 +25,7 @@ def seed_of(axis: str, *index: int) -> int:
     So two runs differ only in what they say: the same member of another width or richness has the same data. Inits are
     nested in data draws, ``seed_of("init", data, init)``: six networks are six independent ones.
     """
-    return int.from_bytes(hashlib.sha256(f"{':'.join([axis, *map(str, index)])}".encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(":".join([axis, *map(str, index)]).encode()).digest()[:4], "big")
 
 
 @dataclass(frozen=True, order=True)

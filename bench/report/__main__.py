@@ -6,17 +6,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.arguments import settings
 from bench.report.tables import text_table
 from bench.report.write import write_report
 
 _DEFAULTS = {"runs": "runs", "out": "report"}
+_USE = "use python -m bench.report [runs=DIR] [out=DIR]"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns 0 where every run is done, 1 where one is not, 2 where nothing could be reported."""
     try:
-        settings = _settings(arguments)
-        report = write_report(Path(settings["runs"]), Path(settings["out"]))
+        chosen = settings(arguments, _DEFAULTS, _USE)
+        report = write_report(Path(chosen["runs"]), Path(chosen["out"]))
     except (ValueError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -28,16 +30,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"not done: {problem}")
     print("written: " + ", ".join(str(file) for file in report.files))
     return 1 if problems else 0
-
-
-def _settings(arguments: Sequence[str]) -> dict[str, str]:
-    settings = dict(_DEFAULTS)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in settings or not equals or not value:
-            raise ValueError(f"Unknown argument '{argument}': use python -m bench.report [runs=DIR] [out=DIR].")
-        settings[key] = value
-    return settings
 
 
 if __name__ == "__main__":
