@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.limits.piecewise import ERROR, dual, pieces
-from models.limits.quadrature import RADIUS, DualTable, Phi, diagonal_maps, dual_table, known_breaks, with_slope
+from models.limits.quadrature import RADIUS, DualTable, Phi, dual_table, known_breaks, single_maps, with_slope
 from models.limits.registry import function_rule, rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit
 
@@ -61,7 +61,7 @@ def by_quadrature(phi: Phi, k: Kernels) -> Kernels:
     if k.memo["pieces"] is not None:
         nngp, slope = dual(k.memo["pieces"], k.angle()[0], k.nngp, k.q1, k.q2)
     elif k.diagonal:
-        nngp, slope, error = diagonal_maps(phi, s)
+        (nngp, slope), error = single_maps(phi, s)
         k.memo["error"] = max(error, k.memo["error"])
     else:
         s1, s2, angles, back = _outer(k, k.angle()[0])
@@ -98,13 +98,31 @@ def activate(apply: Callable[[Kernels], Kernels], phi: Phi | None, k: Kernels) -
     def scaling(z: Tensor) -> Tensor:
         return z * with_slope(phi, z)[1]
 
-    sample = torch.linspace(-3, 3, 32, dtype=torch.float64)
-    if torch.allclose(scaling(sample), phi(sample.clone()).detach()):  # homogeneous, as ReLU: the function itself
+    if homogeneous(phi):
         return replace(result, gain=k.gain, gain_each=k.gain_each).with_gain(result.nngp)
     memo = k.memo.setdefault("gain", {})
     extra = by_quadrature(scaling, replace(k, memo=memo, ntk=torch.zeros_like(k.nngp)))
     k.memo["error"] = max(k.memo.get("error", 0.0), memo.get("error", 0.0))
     return replace(result, gain=k.gain, gain_each=k.gain_each).with_gain(extra.nngp)
+
+
+def mean_of(phi: Phi | None, q: Tensor) -> tuple[Tensor, float]:
+    """E[phi(u)] for u of variances q, and its relative error."""
+    assert phi is not None
+    s = q.clamp_min(0).sqrt()
+    if q.is_meta:
+        return s, 0.0
+    if homogeneous(phi):
+        ends = phi(torch.tensor([1.0, -1.0], dtype=torch.float64, device=q.device))
+        return s * (float(ends.sum()) / math.sqrt(2 * math.pi)), 0.0
+    means, error = single_maps(phi, s, squared=False)
+    return means[0], error
+
+
+def homogeneous(phi: Phi) -> bool:
+    """Whether phi(a z) = a phi(z) for positive a, as ReLU: phi is z times its slope."""
+    sample = torch.linspace(-3, 3, 32, dtype=torch.float64)
+    return torch.allclose(sample * with_slope(phi, sample)[1], phi(sample.clone()).detach())
 
 
 def _covering(table: DualTable | None, phi: Phi, s: Tensor) -> DualTable:

@@ -67,21 +67,22 @@ class DualTable:
         return torch.zeros_like(s) if high == low else ((2 * s - low - high) / (high - low)).clamp(-1, 1)
 
 
-def diagonal_maps(phi: Phi, s: Tensor) -> tuple[Tensor, Tensor, float]:
-    """E[phi(s z)^2] and E[phi'(s z)^2] for standard deviations s [n], z ~ N(0, 1); and their relative error."""
+def single_maps(phi: Phi, s: Tensor, squared: bool = True) -> tuple[tuple[Tensor, Tensor], float]:
+    """E[phi(s z)^2] and E[phi'(s z)^2], or without the squares, for deviations s [n] and normal z; and the error."""
     distinct, where = torch.unique(s.double(), return_inverse=True)
     ends = distinct[[0, -1]]
     breaks = known_breaks(phi, float(ends[1]), s.device)
     count, error = NODES[0], math.inf
-    found = _squares(phi, ends, count, breaks)
+    found = _single(phi, ends, count, breaks, squared)
     while error > TOLERANCE and count < NODES[1]:
         count *= 2
-        finer = _squares(phi, ends, count, breaks)
-        error, found = _difference(found, finer), finer
+        finer = _single(phi, ends, count, breaks, squared)
+        size = None if squared else _single(phi, ends, count, breaks, True).sqrt()  # a mean may be 0
+        error, found = _difference(found, finer, size), finer
     per_chunk = max(CHUNK // (2 * count * (1 + len(breaks))), 1)
     _converged(error)
-    maps = torch.cat([_squares(phi, part, count, breaks) for part in distinct.split(per_chunk)], 1).to(s)
-    return maps[0][where], maps[1][where], error
+    maps = torch.cat([_single(phi, part, count, breaks, squared) for part in distinct.split(per_chunk)], 1).to(s)
+    return (maps[0][where], maps[1][where]), error
 
 
 def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: float = 1e-14) -> DualTable:
@@ -199,13 +200,13 @@ def _enough_points(values: Values, low: float, high: float, nodes: int, device: 
     return angles, spreads
 
 
-def _squares(phi: Phi, s: Tensor, count: int, breaks: list[float]) -> Tensor:
-    """[2, n]: E[phi(s z)^2] and E[phi'(s z)^2] by `count` nodes between kinks."""
+def _single(phi: Phi, s: Tensor, count: int, breaks: list[float], squared: bool) -> Tensor:
+    """[2, n]: E[phi(s z)^2] and E[phi'(s z)^2], or without the squares, by `count` nodes between kinks."""
     points = torch.tensor(breaks, dtype=s.dtype, device=s.device)
     z, weight = panels(points / s[:, None].clamp_min(1e-150), count, RADIUS)
     weight = weight * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     both = with_slope(phi, s[:, None] * z)
-    return torch.stack([(h * h * weight).sum(1) for h in both])
+    return torch.stack([((h * h if squared else h) * weight).sum(1) for h in both])
 
 
 def _legendre(count: int, low: float, high: float, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,8 +266,8 @@ def _converged(error: float) -> float:
     return error
 
 
-def _difference(coarse: Tensor, fine: Tensor) -> float:
-    return float(((coarse - fine) / _scale(fine)).abs().amax())
+def _difference(coarse: Tensor, fine: Tensor, size: Tensor | None = None) -> float:
+    return float(((coarse - fine) / _scale(fine if size is None else size)).abs().amax())
 
 
 def _evaluate(coefficients: Tensor, y1: Tensor, y2: Tensor, x: Tensor) -> Tensor:
