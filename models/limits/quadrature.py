@@ -80,7 +80,7 @@ def single_maps(phi: Phi, s: Tensor, squared: bool = True) -> tuple[tuple[Tensor
         size = None if squared else _single(phi, ends, count, breaks, True).sqrt()  # a mean may be 0
         error, found = _difference(found, finer, size), finer
     per_chunk = max(CHUNK // (2 * count * (1 + len(breaks))), 1)
-    _converged(error)
+    converged(error)
     maps = torch.cat([_single(phi, part, count, breaks, squared) for part in distinct.split(per_chunk)], 1).to(s)
     return (maps[0][where], maps[1][where]), error
 
@@ -94,14 +94,14 @@ def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: fl
         low = high = (low + high) / 2
     values = _values(phi, low, high, device)
     nodes, error = _enough_nodes(values, low, high, device)
-    _converged(error)
+    converged(error)
     angles, spreads = _enough_points(values, low, high, nodes, device)
     s = _stretch(_chebyshev_points(spreads), low, high).to(device)
     theta = _stretch(_chebyshev_points(angles), 0, math.pi)
     coefficients = _coefficients(values(s, theta.tolist(), nodes), (1, 2, 3))
     tail_angle, tail_spread = _tails(coefficients)
     maps = _trim(coefficients[0]), _trim(coefficients[1])
-    return DualTable((low, high), maps, nodes, _converged(error + tail_angle + tail_spread))
+    return DualTable((low, high), maps, nodes, converged(error + tail_angle + tail_spread))
 
 
 Values = Callable[[Tensor, list[float], int], Tensor]
@@ -118,16 +118,12 @@ def known_breaks(phi: Phi, high: float, device: torch.device) -> list[float]:
 def _values(phi: Phi, low: float, high: float, device: torch.device) -> Values:
     """Polar coordinates where the only kink is at 0, nested quadrature where there are others.
 
-    Kinks elsewhere meet at angle 0 only for equal deviations, so the maps are no smooth function of all three then.
+    Kinks elsewhere meet at angle 0 only for equal deviations, so the maps are no smooth function of all three, and
+    there is a table for one deviation only (see models.limits.nested).
     """
     breaks = known_breaks(phi, high, device)
     if breaks == [0.0]:
         return lambda s, thetas, nodes: _dual_values(phi, s, thetas, nodes)
-    if low < high:
-        raise NoInfiniteWidthLimit(
-            f"the activation has kinks or jumps away from 0, near {[round(x, 3) for x in breaks if x]}, which needs "
-            "inputs of equal norm: scale them to a sphere, or use a smooth activation"
-        )
     return lambda s, thetas, nodes: _nested_values(phi, s, thetas, max(nodes // 2, 16), breaks)
 
 
@@ -257,7 +253,7 @@ def _scale(maps: Tensor) -> Tensor:
     return torch.where(largest > 0, largest, 1.0).reshape(-1, *[1] * (maps.ndim - 1))
 
 
-def _converged(error: float) -> float:
+def converged(error: float) -> float:
     if not error <= WORST:  # not a number counts too
         raise NoInfiniteWidthLimit(
             f"the quadrature reaches only a relative error of {error:.0e}, "
