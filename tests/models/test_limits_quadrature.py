@@ -315,8 +315,8 @@ def test_kinks_at_round_numbers_are_found() -> None:
     for place in (1.0, 2.0, 2.5, 4.0):
         for radius in (8.0, 10.0, 16.0):
             found = kinks(lambda z, p=place: torch.relu(z - p) ** 2 + z, radius, radius / 8, torch.device("cpu"))
-            # A bend of the slope is seen down to panels of the root of what is resolved, 1e-11.
-            assert found == pytest.approx([place], abs=1e-3)
+            # Panels are cut to 1e-4 of the range at least.
+            assert found == pytest.approx([place], abs=2e-4 * radius)
 
 
 def expectation_of_clips(a: float, b: float, k: float) -> tuple[float, float]:
