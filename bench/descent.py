@@ -14,10 +14,14 @@ from torch import Tensor
 from bench.batch import Batch, forward, lambda_max
 from bench.ledger import Course, Ledger, is_usable
 from bench.losses import Loss
+from bench.optimisers import Adam, HeavyBall, Nesterov, Optimiser, Plain, adam_factors, along
+from bench.orders import Orders
 
 RISE = 0.1
 """The loss may lie this much above its lowest, relatively, before a step is taken back: a ReLU network that settles on
 a kink rises a little at any step size, and one that is stepping too far rises by far more."""
+NOISY_RISE = 1.0
+"""The same with mini-batches or momentum, whose loss does not fall at every step; there a step once halved stays so."""
 SMALLEST_SHRINK = 2.0**-20
 PROGRESS_EVERY = 32
 """Iterations between two reports of progress."""
@@ -27,8 +31,9 @@ PROGRESS_EVERY = 32
 class Rule:
     """When to step how far, and when to stop (see ``Trainer``).
 
-    ``step`` and ``rate``: one a member; a rate that is nan is ``step / lambda_max(K_0 / N)`` where ``constant``, else
-    the steps adapt. ``counted``: reaching ``max_steps`` is the goal, not a failure.
+    ``step``, ``rate``, ``orders`` (seeds of the batch order): one a member; a rate that is nan is
+    ``step / lambda_max(K_0 / N)`` where ``constant``, else the steps adapt. ``counted``: reaching ``max_steps`` is the
+    goal, not a failure.
     """
 
     loss: Loss
@@ -42,6 +47,10 @@ class Rule:
     counted: bool
     weight_decay: float
     accelerated: bool
+    momentum: float
+    adam: bool
+    batch_size: int | None
+    orders: tuple[int, ...]
     schedule: str
     levels: tuple[float, ...]
     sharpness: bool
@@ -59,7 +68,8 @@ def descend(batch: Batch, rule: Rule, progress: Callable[[float], None] | None =
     after which the objective is clearly higher, or not finite, is taken back and halved. Constant steps are not: what
     is not finite has diverged. An accelerated rule goes on by ``k / (k + 3)`` of the last move (Nesterov 1983), k
     counted anew when the loss rises (O'Donoghue and Candes 2015, "Adaptive restart"); then losses, snapshots and the
-    end are those of the points where gradients are taken.
+    end are those of the points where gradients are taken. With mini-batches, losses are looked at, steps taken back and
+    ends met once an epoch; the losses written between are the last one known.
 
     Args:
         progress: told now and then which share of the way to the tolerance (in log loss) is done.
@@ -87,17 +97,17 @@ class _Descent:
         self.ledger = Ledger(count)
         self.step_c, self.rate = np.array(rule.step), np.array(rule.rate)
         self.constant = rule.constant | ~np.isnan(self.rate)
-        # Where the last step and the one before ended; momentum goes on from there.
-        self.reached: list[Tensor] = []
-        self.reached_before: list[Tensor] = []
+        self.optimiser = _optimiser(batch, rule)
+        self.orders = Orders(rule.orders, rule.batch_size) if rule.batch_size else None
+        self.noisy = bool(rule.momentum or rule.batch_size)
+        self.stride = 1 if rule.batch_size is None else -(-batch.x.shape[1] // rule.batch_size)
         self.load(batch)
         self.lambda_max = batch.gamma.new_full((count,), math.nan)
 
     def load(self, batch: Batch) -> None:
         self.batch = batch
         self.previous = [parameter.detach().clone() for parameter in batch.params.values()]
-        if self.rule.accelerated and not self.reached:
-            self.reached, self.reached_before = ([p.clone() for p in self.previous] for _ in range(2))
+        self.previous_state = [tensor.clone() for tensor in self.optimiser.state]
         self.scale = self.rule.loss.value(torch.zeros_like(batch.y), batch.y)
 
     def keep(self, finished: np.ndarray) -> None:
@@ -106,8 +116,7 @@ class _Descent:
         self.active = self.active[rows]
         if rows:
             self.lambda_max = self.lambda_max[rows]
-            self.reached = [tensor[rows] for tensor in self.reached]
-            self.reached_before = [tensor[rows] for tensor in self.reached_before]
+            self.optimiser.state = [tensor[rows] for tensor in self.optimiser.state]
             self.load(self.batch.keep(rows))
 
     def iterate(self) -> None:
@@ -122,7 +131,7 @@ class _Descent:
         if rule.weight_decay:
             columns.append(rule.weight_decay / 2 * _squares(leaves) / self.scale)
         if rule.gradient:
-            gradients = self.gradients(f, z, leaves, self.batch.gamma.new_ones(len(active)))
+            gradients = self.gradients(self.batch, f, z, leaves, self.batch.gamma.new_ones(len(active)))
             pull = rule.weight_decay * _squares(leaves).sqrt() if rule.weight_decay else 1.0
             columns.append(_squares(gradients).sqrt() / pull)
         numbers = np.array(host(torch.stack(columns)))
@@ -131,7 +140,7 @@ class _Descent:
         worse = self.worse(objective, refreshed & ~is_usable(lambdas))
         noted = refreshed & ~worse  # what a point says that is taken back counts for nothing
         if noted.any():
-            ledger.schedule(active[noted], lambdas[noted], rule.sharpness)
+            ledger.schedule(active[noted], lambdas[noted], rule.sharpness, recover=not self.noisy)
         if worse.any():
             self.take_back(worse)
             return
@@ -147,7 +156,8 @@ class _Descent:
     def worse(self, objective: np.ndarray, unusable: np.ndarray) -> np.ndarray:
         """The rows whose last step must not stand."""
         active, ledger = self.active, self.ledger
-        rose = ledger.fresh[active] & (objective > ledger.lowest[active] * (1 + RISE)) & ~self.constant[active]
+        rise = NOISY_RISE if self.noisy else RISE
+        rose = ledger.fresh[active] & (objective > ledger.lowest[active] * (1 + rise)) & ~self.constant[active]
         return ~np.isfinite(objective) | unusable | rose
 
     def note(self, losses: np.ndarray, objective: np.ndarray) -> None:
@@ -199,47 +209,55 @@ class _Descent:
         fixed = np.isnan(self.rate[active]) & self.constant[active]
         self.rate[active[fixed]] = adaptive[fixed]
         etas = np.where(self.constant[active], self.rate[active], adaptive)
-        return np.minimum(etas, self.rule.time - ledger.time[active])
+        return np.minimum(etas, (self.rule.time - ledger.time[active]) / self.stride)
 
-    def gradients(self, f: Tensor, z: Tensor, leaves: list[Tensor], weights: Tensor) -> list[Tensor]:
+    def gradients(self, batch: Batch, f: Tensor, z: Tensor, leaves: list[Tensor], weights: Tensor) -> list[Tensor]:
         """Of every member's weight times ``L + lambda/2 |theta|^2``, in its parameters."""
-        scale = (weights / (self.batch.gamma * f.shape[1]))[:, None, None]
-        found = list(torch.autograd.grad(z, leaves, scale * self.rule.loss.gradient(f, self.batch.y)))
+        scale = (weights / (batch.gamma * f.shape[1]))[:, None, None]
+        found = list(torch.autograd.grad(z, leaves, scale * self.rule.loss.gradient(f, batch.y)))
         if self.rule.weight_decay:
             for gradient, leaf in zip(found, leaves, strict=True):
-                gradient.add_(leaf.detach() * _along(self.rule.weight_decay * weights, leaf))
+                gradient.add_(leaf.detach() * along(self.rule.weight_decay * weights, leaf))
         return found
 
     def step(self, f: Tensor, z: Tensor, leaves: list[Tensor], gradients: list[Tensor]) -> None:
+        """One step from here, or an epoch of them."""
         active, ledger = self.active, self.ledger
         etas = self.rates()
-        weights = self.batch.gamma.square() * torch.from_numpy(etas).to(self.batch.gamma)
-        if gradients:
-            updates = [gradient * _along(weights, gradient) for gradient in gradients]
-        else:
-            updates = self.gradients(f, z, leaves, weights)
-        with torch.no_grad():
-            torch._foreach_copy_(self.previous, leaves)
-            torch._foreach_sub_(leaves, updates)
         momenta = ledger.run[active] / (ledger.run[active] + 3) if self.rule.accelerated else np.zeros(len(active))
-        ledger.write("step", active, etas)
-        ledger.write("momentum", active, momenta)
-        ledger.write("lambda_max", active, ledger.lambda_max[active])
-        ledger.run[active] += 1
-        ledger.count[active] += 1
-        ledger.time[active] += etas
-        ledger.fresh[active] = True
-        if self.rule.accelerated:
-            self.extrapolate(leaves, momenta)
+        rates, shares = (torch.from_numpy(values).to(self.batch.gamma) for values in (etas, momenta))
+        weights = self.optimiser.weight(self.batch.gamma, rates)
+        here = [*(leaf.detach() for leaf in leaves), *self.optimiser.state]
+        torch._foreach_copy_([*self.previous, *self.previous_state], here)
+        if self.orders:
+            for part in self.orders.epoch(self.batch, active.tolist()):
+                z = forward(part, dict(zip(part.params, leaves, strict=True)), part.x)
+                updates = self.gradients(part, part.outputs(z.detach()), z, leaves, weights)
+                with torch.no_grad():
+                    self.optimiser.move(leaves, updates, rates, shares)
+        else:
+            if gradients:
+                updates = [gradient * along(weights, gradient) for gradient in gradients]
+            else:
+                updates = self.gradients(self.batch, f, z, leaves, weights)
+            with torch.no_grad():
+                self.optimiser.move(leaves, updates, rates, shares)
+        self.count(etas, momenta)
 
-    @torch.no_grad()
-    def extrapolate(self, leaves: list[Tensor], momenta: np.ndarray) -> None:
-        """Move on from the points just reached, by a share of the way from the points reached before."""
-        torch._foreach_copy_(self.reached_before, self.reached)
-        torch._foreach_copy_(self.reached, leaves)
-        share = torch.from_numpy(momenta).to(leaves[0])
-        for leaf, reached, before in zip(leaves, self.reached, self.reached_before, strict=True):
-            leaf.add_((reached - before) * _along(share, leaf))
+    def count(self, etas: np.ndarray, momenta: np.ndarray) -> None:
+        """Write down the steps that were just taken."""
+        active, ledger = self.active, self.ledger
+        losses = ledger.curves["loss"][active, ledger.count[active]]
+        for _ in range(self.stride):
+            ledger.write("step", active, etas)
+            ledger.write("momentum", active, momenta)
+            ledger.write("lambda_max", active, ledger.lambda_max[active])
+            ledger.count[active] += 1
+            ledger.time[active] += etas
+            if self.stride > 1:
+                ledger.write("loss", active, losses)
+        ledger.run[active] += 1
+        ledger.fresh[active] = True
 
     def take_back(self, worse: np.ndarray) -> None:
         """Undo the last step of these rows, and halve their next one; those that cannot go on have diverged."""
@@ -250,11 +268,12 @@ class _Descent:
                 member = active[row]
                 for parameter, before in zip(self.batch.params.values(), self.previous, strict=True):
                     parameter[row] = before[row]
-                for reached, before in zip(self.reached, self.reached_before, strict=True):
-                    reached[row] = before[row]
+                for state, before in zip(self.optimiser.state, self.previous_state, strict=True):
+                    state[row] = before[row]
                 if ledger.count[member]:
-                    ledger.count[member] -= 1
-                    ledger.time[member] -= ledger.curves["step"][member, ledger.count[member]]
+                    ledger.count[member] -= self.stride
+                    taken = ledger.curves["step"][member, ledger.count[member]]
+                    ledger.time[member] -= self.stride * taken
                 ledger.run[member] = 0
                 ledger.shrink[member] /= 2
                 ledger.backtracked[member], ledger.fresh[member] = True, False
@@ -289,9 +308,13 @@ class _Descent:
         return float(np.where(ended, 1.0, share).mean())
 
 
-def _along(values: Tensor, like: Tensor) -> Tensor:
-    """[m] with as many axes as ``like``."""
-    return values.view(-1, *[1] * (like.ndim - 1))
+def _optimiser(batch: Batch, rule: Rule) -> Optimiser:
+    params = list(batch.params.values())
+    if rule.adam:
+        return Adam(params, adam_factors(batch.net, list(batch.params)))
+    if rule.accelerated:
+        return Nesterov(params)
+    return HeavyBall(params, rule.momentum) if rule.momentum else Plain()
 
 
 def _squares(tensors: Sequence[Tensor]) -> Tensor:

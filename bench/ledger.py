@@ -73,16 +73,20 @@ class Ledger:
             curve = self.curves[name] = np.concatenate([curve, np.full_like(curve, np.nan)], 1)
         curve[members, at] = values
 
-    def schedule(self, members: np.ndarray, lambda_max: np.ndarray, often: bool) -> None:
-        """When to refresh next: at once while lambda_max changes by more than a tenth, then ever more rarely."""
+    def schedule(self, members: np.ndarray, lambda_max: np.ndarray, often: bool, recover: bool) -> None:
+        """When to refresh next: at once while lambda_max changes by more than a tenth, then ever more rarely.
+
+        ``recover``: a step size that was halved grows again.
+        """
         known = self.lambda_max[members]
         steady = np.abs(lambda_max - known) <= 0.1 * known  # nan, the first time, is a change
         doubled = np.minimum(2 * self.interval[members], LONGEST_INTERVAL)
         self.interval[members] = 1 if often else np.where(steady, doubled, 1)
         self.due[members] = self.count[members] + self.interval[members]
         self.lambda_max[members] = lambda_max
-        grown = np.minimum(1.0, 2 * self.shrink[members])
-        self.shrink[members] = np.where(self.backtracked[members], self.shrink[members], grown)
+        if recover:
+            grown = np.minimum(1.0, 2 * self.shrink[members])
+            self.shrink[members] = np.where(self.backtracked[members], self.shrink[members], grown)
         self.backtracked[members] = False
 
     def snapshot_due(

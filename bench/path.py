@@ -24,7 +24,7 @@ def path_prediction(trained: Trained, member: int) -> Tensor:
     steps = len(history.steps)
     if history.snapshot_steps[: steps + 1].tolist() != list(range(steps + 1)):
         raise ValueError("The path kernel needs trainer.schedule=dense: a snapshot before every step.")
-    if settings["weight_decay"] or settings["optimiser"] != "gd" or bool(history.momenta.any()):
+    if settings["weight_decay"] or settings["optimiser"] != "gd" or settings["momentum"] or settings["accelerated"]:
         raise ValueError("The path kernel is of plain gradient descent: no weight decay, no momentum.")
     loss, n = loss_of(str(settings["loss"])), task.n_train
     params = {name: value[member] for name, value in trained.params.items()}

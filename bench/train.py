@@ -26,12 +26,12 @@ CACHE = 2**19
 """Bytes of one member's activations above which a CPU trains members one after another: batching only pays where a
 step is so short that calling it costs more than doing it."""
 COPIES = 5
-"""Of a member's parameters that training holds at once: two points, a gradient, and two for acceleration."""
+"""Of a member's parameters that training holds at once: two points, a gradient, and an optimiser's state twice."""
 LIVE = 3
 """Of a member's activations: those kept for the way back, and two at work."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-OPTIMISERS = ("gd", "lbfgs")
+OPTIMISERS = ("gd", "sgd", "adam", "lbfgs")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,11 @@ class Trainer:
             "softmax" the cross-entropy of several classes.
         weight_decay: lambda. For a homogeneous network the exact ridge of the after-kernel is gamma^2 N L lambda.
         centred: False: ``f = z / gamma``.
-        optimiser: "gd", full-batch gradient descent; "lbfgs", to a stationary point in float64: the exactness anchor.
+        optimiser: "gd", full-batch gradient descent; "sgd", with mini-batches of ``batch_size`` in an order that the
+            member's seed decides; "adam", with or without mini-batches, at a given ``rate``, which is multiplied by
+            1/sqrt(fan_in) for hidden-to-hidden layers; "lbfgs", to a stationary point in float64: the exactness anchor.
+        momentum: of the heavy ball, below 1, for "gd" and "sgd"; the sum of steps is then no time of a gradient flow.
+        batch_size: points a step; None: all. With mini-batches everything is looked at once an epoch only.
         step: c of the step size ``eta = c / lambda_max(K_t / N)``; 2 is the edge of stability (4/3 with acceleration).
         constant: the step size stays ``c / lambda_max(K_0 / N)`` and no step is taken back: for what happens beyond the
             edge of stability.
@@ -76,6 +80,8 @@ class Trainer:
     weight_decay: float = 0.0
     centred: bool = True
     optimiser: str = "gd"
+    momentum: float = 0.0
+    batch_size: int | None = None
     step: float = 1.5
     constant: bool = False
     rate: float | None = None
@@ -104,20 +110,35 @@ class Trainer:
         for name in ("time", "rate"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), "a positive number or null", 0, math.inf)
-        for name, least in (("max_steps", 1), ("snapshots", 2)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"trainer.{name} must be a whole number of at least {least}, not {value!r}.")
+        _check_count("max_steps", self.max_steps, 1)
+        _check_count("snapshots", self.snapshots, 2)
         levels = tuple(float(level) for level in self.levels)
         object.__setattr__(self, "levels", levels)  # a list of settings would not be plain data
         if (self.schedule == "loss") != bool(levels) or list(levels) != sorted(levels, reverse=True):
             raise ValueError("trainer.levels must be falling losses with trainer.schedule=loss, and empty without.")
+        self._check_optimiser()
+        self.torch_device()
+
+    def _check_optimiser(self) -> None:
+        _check_number("momentum", self.momentum, "a number from 0 to below 1", 0, 1, True)
+        if self.batch_size is not None:
+            _check_count("batch_size", self.batch_size, 1)
+        name = f"trainer.optimiser={self.optimiser}"
+        if (self.optimiser == "sgd") > (self.batch_size is not None):
+            raise ValueError(f"{name} needs trainer.batch_size: without it, that is gd.")
+        if self.batch_size is not None and self.optimiser not in ("sgd", "adam"):
+            raise ValueError(f"trainer.batch_size is of sgd and adam, and {name} takes all points at once.")
+        if self.momentum and (self.optimiser not in ("gd", "sgd") or self.accelerated):
+            raise ValueError(f"trainer.momentum is of gd and sgd without trainer.accelerated, not of {name}.")
+        if self.accelerated and self.optimiser != "gd":
+            raise ValueError(f"trainer.accelerated is of gd, not of {name}.")
+        if self.optimiser == "adam" and self.rate is None:
+            raise ValueError(f"{name} needs trainer.rate: it has no edge of stability to step by.")
         if self.optimiser == "lbfgs" and not (self.dtype == "float64" and self.gradient and self.weight_decay):
             raise ValueError(
-                "trainer.optimiser=lbfgs needs trainer.dtype=float64, trainer.gradient and trainer.weight_decay above "
-                "0: it seeks a stationary point."
+                f"{name} needs trainer.dtype=float64, trainer.gradient and trainer.weight_decay above 0: it seeks a "
+                "stationary point."
             )
-        self.torch_device()
 
     def fit(
         self,
@@ -167,6 +188,8 @@ class Trainer:
             raise ValueError("The model has no layer with weights: nothing can be trained.")
         for member in members:
             if member.step is not None:
+                if self.optimiser == "adam":
+                    raise ValueError("trainer.optimiser=adam steps by a rate: give members a rate, not a step.")
                 _check_step(member.step, self.constant, self.accelerated)
             if member.rate is not None:
                 _check_number("rate", member.rate, "a positive number", 0, math.inf)
@@ -255,6 +278,10 @@ class Trainer:
             counted=not (self.tolerance or self.time or self.gradient),
             weight_decay=self.weight_decay,
             accelerated=self.accelerated,
+            momentum=self.momentum,
+            adam=self.optimiser == "adam",
+            batch_size=self.batch_size,
+            orders=tuple(member.order_seed for member in members),
             schedule=self.schedule,
             levels=tuple(self.levels),
             sharpness=self.sharpness,
@@ -405,6 +432,11 @@ def _check_step(step: float, constant: bool, accelerated: bool) -> None:
         )
     if accelerated and step > 4 / 3:
         raise ValueError(f"trainer.step must be at most 4/3 with trainer.accelerated=true, not {step}.")
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"trainer.{name} must be a whole number of at least {least}, not {value!r}.")
 
 
 def _check_number(name: str, value: Any, meaning: str, low: float, high: float, low_too: bool = False) -> None:

@@ -28,7 +28,7 @@ class Linearised:
     version: int = 1
 
     def __call__(self, trained: Trained) -> list[Score]:
-        for name, value in {"loss": "mse", "optimiser": "gd", "weight_decay": 0.0}.items():
+        for name, value in {"loss": "mse", "optimiser": "gd", "momentum": 0.0, "weight_decay": 0.0}.items():
             if (chosen := trained.settings.get(name, value)) != value:
                 raise UnavailableError(f"trainer.{name}={chosen}: only steps on squared error have a closed form.")
         predictions = [self.prediction(trained, i) for i in range(len(trained.members))]
