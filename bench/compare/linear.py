@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from bench.compare.comparison import UnavailableError
 from bench.compare.metrics import match_scores, train_labels
 from bench.compare.predictions import empirical, regress, specific_ceilings
 from bench.compare.rivals import floors
@@ -27,6 +28,9 @@ class Linearised:
     version: int = 1
 
     def __call__(self, trained: Trained) -> list[Score]:
+        for name, value in {"loss": "mse", "optimiser": "gd", "momentum": 0.0, "weight_decay": 0.0}.items():
+            if (chosen := trained.settings.get(name, value)) != value:
+                raise UnavailableError(f"trainer.{name}={chosen}: only steps on squared error have a closed form.")
         predictions = [self.prediction(trained, i) for i in range(len(trained.members))]
         ceilings = specific_ceilings(trained, "init", 0.0)
         return match_scores("linearised", trained, predictions, ceilings, floors(trained))

@@ -38,7 +38,8 @@ class Trajectory:
 def _moments(trained: Trained, member: int) -> list[dict[str, float]]:
     """One member's numbers at every snapshot."""
     params = {name: value[member] for name, value in trained.params.items()}
-    outputs = change(trained.net, params, trained.task(member).x_test) / trained.gamma[member]
+    task = trained.task(member)
+    outputs = change(trained.net, params, task.x_test) / trained.gamma[member] + trained.f_0[member, task.n_train :]
     y = clean_labels(trained, member)
     start = _train_rows(trained.ntk[member, 0])
     return [
