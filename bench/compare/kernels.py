@@ -20,7 +20,7 @@ from bench.compare.predictions import (
     specific_ceilings,
 )
 from bench.compare.rivals import floors
-from bench.predict import BASES
+from bench.gram import BASES
 from bench.record import Score
 from bench.trained import Trained
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
+from bench.logistic import classes
 from bench.record import Score, summarise
 from bench.trained import Trained
 
@@ -37,11 +38,6 @@ def error_correlation(prediction: Tensor, network: Tensor, y: Tensor) -> float:
     one, two = (prediction - y).flatten(), (network - y).flatten()
     one, two = one - one.mean(), two - two.mean()
     return _ratio(one @ two, one.norm() * two.norm())
-
-
-def classes(output: Tensor) -> Tensor:
-    """The class that outputs [n, c] name: the sign of a single output, else the largest."""
-    return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)
 
 
 def agreement(one: Tensor, two: Tensor) -> float:
