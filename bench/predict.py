@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -87,28 +88,77 @@ class KernelPredictor:
         eigenvalues, vectors = found.eigenvalues, found.vectors
         time = torch.as_tensor(self.time, dtype=torch.float64, device=eigenvalues.device)
         rates = eigenvalues / self.gram.n
-        momenta = None if self.momenta is None else as_float64(self.momenta).to(time)
-        learnt = _learnt(rates, time) if momenta is None else _learnt_with_momentum(rates, time, momenta)
-        # Below rounding the quotient learnt / eigenvalue is its limit, the total time / n.
-        weights = torch.where(eigenvalues > 1e-15 * eigenvalues[-1], learnt / eigenvalues, time.sum() / self.gram.n)
+        momenta = None if self.momenta is None else as_float64(self.momenta)
+        learnt = -torch.expm1(-rates * time) if time.ndim == 0 else shares_learnt(rates, time, [len(time)], momenta)[0]
+        weights = _quotient(learnt, eigenvalues, time.sum() / self.gram.n)
         return vectors @ (weights[:, None] * (vectors.T @ target))
 
 
-def _learnt(rates: Tensor, time: Tensor) -> Tensor:
-    """1 - exp(-rate time) for a time, 1 - prod(1 - rate step) for a sequence of steps, without cancellation."""
-    if time.ndim == 0:
-        return -torch.expm1(-rates * time)
-    if len(time) == 0:
-        return torch.zeros_like(rates)
-    shrink = rates[None, :] * time[:, None]
-    slow = shrink.amax(0) < 0.5
-    return torch.where(slow, -torch.expm1(torch.log1p(-shrink.clamp_max(0.5)).sum(0)), 1 - (1 - shrink).prod(0))
+def course(kernel: Any, y: Any, steps: Any, at: Sequence[int], momenta: Any = None, f_0: Any = None) -> Tensor:
+    """The outputs along gradient descent on ``1/(2n) sum r^2`` in a kernel that stays as it is.
+
+    Args:
+        kernel: [n + n_test, n] or [n + n_test, n, c, c], train rows first.
+        y: targets [n, c].
+        steps: all of them, in order.
+        at: after how many steps to look, ascending.
+        momenta: one a step, as for ``KernelPredictor``; at a count the point to which momentum carried it.
+        f_0: [n + n_test, c], where it starts; zero by default.
+
+    Returns:
+        [len(at), n + n_test, c].
+    """
+    rows = as_float64(kernel)
+    gram = Gram(rows[: rows.shape[1]])
+    start = Base("zero" if f_0 is None else "init").of(f_0, gram, "course")
+    target = gram.flat(gram.targets(y, None if start is None else start[: gram.n]))
+    found = spectrum(gram.matrix)
+    learnt = shares_learnt(
+        found.eigenvalues / gram.n, as_float64(steps), at, None if momenta is None else as_float64(momenta)
+    )
+    total = torch.cat([learnt.new_zeros(1), as_float64(steps).cumsum(0).to(learnt)])[list(at)]
+    weights = _quotient(learnt, found.eigenvalues, total[:, None] / gram.n)
+    inner = found.vectors.T @ target
+    outputs = torch.stack([gram.predict(rows, found.vectors @ (w[:, None] * inner)) for w in weights])
+    return outputs if start is None else outputs + start
 
 
-def _learnt_with_momentum(rates: Tensor, steps: Tensor, momenta: Tensor) -> Tensor:
-    """The share of its target that a mode has learnt at the last point to which momentum carried it."""
-    share = reached = torch.zeros_like(rates)
-    for step, momentum in zip(steps, momenta, strict=True):
-        before, reached = reached, share + step * rates * (1 - share)
-        share = reached + momentum * (reached - before)
-    return share
+def _quotient(learnt: Tensor, eigenvalues: Tensor, limit: Tensor) -> Tensor:
+    """learnt / eigenvalue; below rounding its limit, the total time / n."""
+    return torch.where(eigenvalues > 1e-15 * eigenvalues[-1], learnt / eigenvalues, limit)
+
+
+def shares_learnt(rates: Tensor, steps: Tensor, at: Sequence[int], momenta: Tensor | None = None) -> Tensor:
+    """The share of its target that each mode has learnt after some of the steps, without cancellation.
+
+    ``1 - prod(1 - rate step)``; with momenta, that at the point to which momentum carried it.
+
+    Args:
+        rates: [modes].
+        at: after how many steps, ascending.
+
+    Returns:
+        [len(at), modes].
+    """
+    steps = steps.to(rates)
+    ends = [0, *at]
+    shares = []
+    if momenta is not None and bool(momenta.any()):
+        share = reached = torch.zeros_like(rates)
+        listed = list(zip(steps, momenta.to(rates), strict=True))
+        for begin, end in pairwise(ends):
+            for step, momentum in listed[begin:end]:
+                before, reached = reached, share + step * rates * (1 - share)
+                share = reached + momentum * (reached - before)
+            shares.append(share)
+        return torch.stack(shares)
+    share = torch.zeros_like(rates)
+    for begin, end in pairwise(ends):
+        if end > begin:
+            shrink = rates * steps[begin:end, None]
+            slow = shrink.amax(0) < 0.5
+            slowly = -torch.expm1(torch.log1p(-shrink.clamp_max(0.5)).sum(0))
+            more = torch.where(slow, slowly, 1 - (1 - shrink).prod(0))
+            share = share + more - share * more
+        shares.append(share)
+    return torch.stack(shares)

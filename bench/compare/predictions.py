@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.compare.comparison import UnavailableError
 from bench.compare.metrics import network_outputs, r2, skill_of, train_labels
 from bench.predict import KernelPredictor
+from bench.train import change
 from bench.trained import Trained
 from models.limits import NoInfiniteWidthLimit, infinite_width
 
@@ -53,6 +54,14 @@ def empirical(trained: Trained, member: int, snapshot: int, form: Form = "full")
     if form == "full":
         return kernel
     return (kernel.diagonal(dim1=2, dim2=3).sum(-1) if form == "trace" else kernel.sum((2, 3))) / c
+
+
+@functools.lru_cache(4 * KEPT)
+def outputs_at(trained: Trained, member: int) -> Tensor:
+    """The network's own outputs f_t on the test points, at the snapshots: [S, n_test, c]."""
+    params = {name: value[member] for name, value in trained.params.items()}
+    task = trained.task(member)
+    return change(trained.net, params, task.x_test) / trained.gamma[member] + trained.f_0[member, task.n_train :]
 
 
 @functools.lru_cache(2 * KEPT)

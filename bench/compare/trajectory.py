@@ -9,9 +9,8 @@ from torch import Tensor
 
 from bench.compare.metrics import clean_labels, network_outputs, r2, relative_error, skill, train_labels
 from bench.compare.motion import alignment
-from bench.compare.predictions import empirical_predictions, regress
+from bench.compare.predictions import empirical_predictions, outputs_at, regress
 from bench.record import Score
-from bench.train import change
 from bench.trained import Trained
 
 
@@ -37,13 +36,11 @@ class Trajectory:
 
 def _moments(trained: Trained, member: int) -> list[dict[str, float]]:
     """One member's numbers at every snapshot."""
-    params = {name: value[member] for name, value in trained.params.items()}
-    outputs = change(trained.net, params, trained.task(member).x_test) / trained.gamma[member]
     y = clean_labels(trained, member)
     start = _train_rows(trained.ntk[member, 0])
     return [
         {**_moment(trained, member, snapshot, start), "network_test_error": relative_error(then, y)}
-        for snapshot, then in enumerate(outputs)
+        for snapshot, then in enumerate(outputs_at(trained, member))
     ]
 
 
