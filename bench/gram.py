@@ -98,3 +98,8 @@ def as_float64(array: Any) -> Tensor:
 def column(values: Tensor) -> Tensor:
     """A vector as [n, 1]; what has two axes as it is."""
     return values[:, None] if values.ndim == 1 else values
+
+
+def classes(output: Tensor) -> Tensor:
+    """The class that targets or outputs [n, c] name, [n]: the sign of a single column (0 or 1), else the largest."""
+    return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)

@@ -11,31 +11,7 @@ from torch import Tensor
 
 from bench.chebyshev import Flow, integrate
 from bench.gram import Base, Gram, as_float64
-
-
-def classes(output: Tensor) -> Tensor:
-    """The class that targets or outputs [n, c] name, [n]: the sign of a single column (0 or 1), else the largest."""
-    return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)
-
-
-def cross_entropy(f: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of outputs f [..., n, c]: of the softmax, or of the one logit of the class 1 where c = 1.
-
-    Args:
-        labels: [n], the classes.
-    """
-    if f.shape[-1] == 1:
-        return torch.nn.functional.softplus(f[..., 0] * (1 - 2 * labels.to(f))).mean(-1)
-    chosen = f.gather(-1, labels[:, None].expand(*f.shape[:-1], 1))[..., 0]
-    return (f.logsumexp(-1) - chosen).mean(-1)
-
-
-def slope(f: Tensor, labels: Tensor) -> Tensor:
-    """``n`` times the gradient of ``cross_entropy`` with respect to f [n, c]: what plays the residual's part."""
-    if f.shape[1] == 1:
-        sign = 1 - 2 * labels.to(f)[:, None]
-        return sign * torch.sigmoid(f * sign)
-    return torch.softmax(f, 1) - torch.nn.functional.one_hot(labels, f.shape[1]).to(f)
+from bench.losses import loss_of
 
 
 class LogisticPredictor:
@@ -46,55 +22,39 @@ class LogisticPredictor:
 
     Args:
         k_train: [n, n], one kernel for all outputs, or [n, n, c, c]; as for ``KernelPredictor``.
-        base: "zero" or "init".
         cross_entropy: the train cross-entropy at which the flow ends: the network's.
-        steps: instead, gradient descent with exactly these steps.
-        momenta: for steps, the share of the last move by which each goes on (Nesterov's momentum).
+        base: "zero" or "init".
+        loss: "logistic", of labels +1 and -1, or "softmax"; None: logistic for one output, softmax for several.
 
     Raises:
-        ValueError: another base, not one of ``cross_entropy`` and ``steps``, an end that is not positive, or a matrix
-            that is no kernel.
+        ValueError: another base or loss, an end that is not positive, or a matrix that is no kernel.
     """
 
     def __init__(
         self,
         k_train: Any,
+        cross_entropy: float,
         base: str = "zero",
-        cross_entropy: float | None = None,
-        steps: Sequence[float] | Tensor | None = None,
-        momenta: Sequence[float] | Tensor | None = None,
+        loss: str | None = None,
     ) -> None:
-        if (cross_entropy is None) == (steps is None):
-            raise ValueError("Give cross_entropy, at which the flow ends, or steps: one of the two.")
-        if cross_entropy is not None and not 0 < cross_entropy < math.inf:
+        if not 0 < cross_entropy < math.inf:
             raise ValueError(f"cross_entropy must be a positive number, not {cross_entropy}.")
-        if momenta is not None and (steps is None or len(momenta) != len(steps)):
-            raise ValueError("momenta must be one number for each of steps.")
         self.base = Base(base)
         self.gram = Gram(k_train)
         self.end = cross_entropy
-        self.steps = None if steps is None else as_float64(steps).tolist()
-        self.momenta = [0.0] * len(self.steps or []) if momenta is None else as_float64(momenta).tolist()
+        self.loss = loss
         self._weights: Tensor | None = None
         self._time = math.nan
 
     def fit(self, y: Any, f_0: Any = None) -> LogisticPredictor:
-        """Train on the classes that y [n, c] names: its sign where c = 1, its largest column otherwise.
+        """Train on labels y [n, c]: +1 and -1 for "logistic", the class of the largest column for "softmax".
 
         Raises:
-            ValueError: the cross-entropy at the start is below the end already, or the flow cannot reach it: the kernel
-                does not tell the classes apart that far.
+            ValueError: labels of another kind; the cross-entropy at the start is below the end already; or the flow
+                cannot reach it: the kernel does not tell the classes apart that far.
         """
-        start = self.base.of(f_0, self.gram, "fit")
-        targets = self.gram.targets(y)
-        labels = classes(targets)
-        begin = torch.zeros_like(targets) if start is None else start
-        flow = _LogisticFlow(self.gram, begin, labels)
-        if self.steps is not None:
-            self._weights, self._time = flow.descend(self.steps, self.momenta), math.fsum(self.steps)
-            return self
-        assert self.end is not None
-        reached = float(cross_entropy(begin, labels))
+        flow = _LogisticFlow(self.gram, y, self.base.of(f_0, self.gram, "fit"), self.loss)
+        reached = float(flow.loss(flow.begin))
         if reached < self.end:
             raise ValueError(
                 f"The cross-entropy starts at {reached:.4g}, below the {self.end:.4g} at which it is to end."
@@ -121,37 +81,55 @@ class LogisticPredictor:
         return prediction if initial is None else prediction + initial
 
 
+def logistic_course(
+    kernel: Any, y: Any, steps: Any, at: Sequence[int], loss: str | None = None, momenta: Any = None, f_0: Any = None
+) -> Tensor:
+    """The outputs along gradient descent on a cross-entropy in a kernel that stays as it is.
+
+    Arguments and result as for ``bench.predict.course``; ``loss`` as for ``LogisticPredictor``.
+    """
+    rows = as_float64(kernel)
+    gram = Gram(rows[: rows.shape[1]])
+    start = Base("zero" if f_0 is None else "init").of(f_0, gram, "logistic_course")
+    flow = _LogisticFlow(gram, y, None if start is None else start[: gram.n], loss)
+    etas = as_float64(steps).tolist()
+    shares = [0.0] * len(etas) if momenta is None else as_float64(momenta).tolist()
+    weights = reached = flow.start
+    taken, wanted = {0: weights}, set(at)
+    for count, (eta, share) in enumerate(zip(etas, shares, strict=True), 1):
+        before, reached = reached, weights + eta * flow.slope(flow.outputs(weights))
+        weights = reached + share * (reached - before)
+        if count in wanted:
+            taken[count] = weights
+    outputs = torch.stack([gram.predict(rows, taken[count]) for count in at])
+    return outputs if start is None else outputs + start
+
+
 class _LogisticFlow(Flow):
     """``dw/dt = -g(b + K w) / n`` for the flat weights w; its Jacobian ``-H K / n`` has real eigenvalues below zero."""
 
-    def __init__(self, gram: Gram, begin: Tensor, labels: Tensor) -> None:
-        self.gram, self.begin, self.labels = gram, begin, labels
-        self.start = gram.flat(torch.zeros_like(begin))
+    def __init__(self, gram: Gram, y: Any, begin: Tensor | None, loss: str | None) -> None:
+        self.gram, self.y = gram, gram.targets(y)
+        name = loss or ("logistic" if self.y.shape[1] == 1 else "softmax")
+        if name not in ("logistic", "softmax"):
+            raise ValueError(f"loss must be logistic or softmax, not {name!r}.")
+        self._loss = loss_of(name)
+        self._loss.check(self.y)
+        self.begin = torch.zeros_like(self.y) if begin is None else begin
+        self.start = gram.flat(torch.zeros_like(self.y))
         self.lambda_max = float(torch.linalg.matrix_norm(gram.matrix, math.inf))  # a bound of it
 
     def outputs(self, weights: Tensor) -> Tensor:
-        return self.begin + (self.gram.matrix @ weights).reshape(self.begin.shape)
+        return self.begin + (self.gram.matrix @ weights).reshape(self.y.shape)
 
     def slope(self, outputs: Tensor) -> Tensor:
-        return self.gram.flat(-slope(outputs, self.labels) / self.gram.n)
+        return self.gram.flat(-self._loss.gradient(outputs[None], self.y[None])[0] / self.gram.n)
 
     def loss(self, outputs: Tensor) -> Tensor:
-        return cross_entropy(outputs, self.labels)
+        return self._loss.value(outputs[None], self.y[None])[0]
 
     def stiffness(self, outputs: Tensor) -> float:
-        """A bound of the fastest rate: the largest curvature of one sample's loss times lambda_max / n."""
-        if outputs.shape[1] == 1:
-            p = torch.sigmoid(outputs)
-            curvature = p * (1 - p)
-        else:
-            # Gershgorin's bound of diag(p) - p p': twice p (1 - p), the largest over classes.
-            p = torch.softmax(outputs, 1)
-            curvature = 2 * p * (1 - p)
-        return float(curvature.max()) * self.lambda_max / self.gram.n
-
-    def descend(self, steps: Sequence[float], momenta: Sequence[float]) -> Tensor:
-        weights = reached = self.start
-        for step, momentum in zip(steps, momenta, strict=True):
-            before, reached = reached, weights + step * self.slope(self.outputs(weights))
-            weights = reached + momentum * (reached - before)
-        return weights
+        """A bound of the fastest rate: the largest curvature of one sample's loss (Gershgorin) times lambda_max / n."""
+        root = self._loss.root(outputs[None])[0]
+        curvature = (root @ root.mT).abs().sum(-1).max()
+        return float(curvature) * self.lambda_max / self.gram.n

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gram import Gram
-from bench.logistic import classes
+from bench.gram import Gram, classes
 
 GAP = 1e-10
 """Relative duality gap at which the dual is solved: decision values are then right to its square root."""

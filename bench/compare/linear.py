@@ -17,6 +17,8 @@ from bench.compare.metrics import clean_labels, match_scores, relative_error, tr
 from bench.compare.motion import curve_steps, padded
 from bench.compare.predictions import KEPT, empirical, outputs_at, regress, specific_ceilings
 from bench.compare.rivals import floors
+from bench.logistic import logistic_course
+from bench.losses import loss_of
 from bench.predict import course
 from bench.record import Score, summarise
 from bench.train import weight_layers
@@ -51,11 +53,13 @@ class Linearised:
     def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
         """``linearised_loss`` beside ``loss``; ``snapshot_linearised_distance`` and ``..._test_error``."""
         members = range(len(trained.members))
+        loss = loss_of(str(trained.settings.get("loss", "mse")))
         losses = []
         for i in members:
             f = linearised(trained, i, curve_steps(trained.history[i]))[:, : trained.task(i).n_train]
             y = train_labels(trained, i)
-            losses.append(((f - y).square().sum((1, 2)) / y.square().sum()).cpu().numpy())
+            labels = y.expand(f.shape)
+            losses.append((loss.value(f, labels) / loss.value(torch.zeros_like(f), labels)).cpu().numpy())
         arrays = {
             "linearised_loss": padded(losses),
             "snapshot_linearised_distance": torch.stack([_distances(trained, i) for i in members]).cpu().numpy(),
@@ -70,20 +74,22 @@ def linearised(trained: Trained, member: int, at: Sequence[int] | np.ndarray) ->
     """The linearised network after some of the network's steps, [len(at), n_train + n_test, c].
 
     Raises:
-        UnavailableError: the network was not trained by known steps.
+        UnavailableError: the network was not trained by known steps of gradient descent, or with weight decay.
     """
+    for name, value in {"optimiser": "gd", "weight_decay": 0.0}.items():
+        if (chosen := trained.settings.get(name, value)) != value:
+            raise UnavailableError(f"trainer.{name}={chosen}: only full-batch steps on the loss alone are repeated.")
     return _linearised(trained, member, tuple(int(step) for step in at))
 
 
 @functools.lru_cache(4 * KEPT)
 def _linearised(trained: Trained, member: int, at: tuple[int, ...]) -> Tensor:
-    history = trained.history[member]
-    if not bool(torch.isfinite(history.steps).all()):
-        raise UnavailableError(
-            "The network was not trained by steps of gradient descent: a linearised one has no time."
-        )
+    history, y, f_0 = trained.history[member], train_labels(trained, member), trained.f_0[member]
     kernel = empirical(trained, member, 0)
-    return course(kernel, train_labels(trained, member), history.steps, at, history.momenta, trained.f_0[member])
+    loss = str(trained.settings.get("loss", "mse"))
+    if loss == "mse":
+        return course(kernel, y, history.steps, at, history.momenta, f_0)
+    return logistic_course(kernel, y, history.steps, at, loss, history.momenta, f_0)
 
 
 def _snapshots(trained: Trained, member: int) -> Tensor:

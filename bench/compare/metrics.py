@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
-from bench.logistic import classes
+from bench.gram import classes
 from bench.record import Score, summarise
 from bench.trained import Trained
 

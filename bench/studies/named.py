@@ -67,4 +67,6 @@ def _make(group: str, name: str, more: dict[str, Any] | None = None, **overrides
     settings = dict(store.read_yaml(folder / f"{name}.yaml"))
     maker: Any = pydoc.locate(settings.pop("_target_"))
     parameters = inspect.signature(maker).parameters
-    return maker(**{key: value for key, value in (more or {}).items() if key in parameters}, **{**settings, **overrides})
+    return maker(
+        **{key: value for key, value in (more or {}).items() if key in parameters}, **{**settings, **overrides}
+    )

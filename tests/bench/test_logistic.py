@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.special
-import torch
 
-from bench.logistic import LogisticPredictor, cross_entropy
+from bench.logistic import LogisticPredictor, logistic_course
 
 
 def problem(n: int = 14, n_test: int = 6, c: int = 1, features: int = 40, seed: int = 0):
@@ -84,22 +83,17 @@ def test_discrete_steps_are_gradient_descent_with_momentum():
     K, k, y, f_0 = problem(c=3)
     n, M, m = len(y), matrix(K), matrix(k)
     steps, momenta = [0.5, 2.0, 1.0, 3.0], [0.0, 0.25, 0.4, 0.5]
-    w = reached = np.zeros((n * 3, 1))
+    rows = np.concatenate([M, m])
+    way, reached = [f_0.reshape(-1, 1)], f_0.reshape(-1, 1)
     for eta, momentum in zip(steps, momenta, strict=True):
-        before, reached = reached, w - eta / n * slope(f_0[:n] + (M @ w).reshape(n, 3), y).reshape(-1, 1)
-        w = reached + momentum * (reached - before)
-    predictor = LogisticPredictor(K, base="init", steps=steps, momenta=momenta).fit(y, f_0[:n])
-    np.testing.assert_allclose(predictor.predict(k, f_0[n:]), f_0[n:] + (m @ w).reshape(-1, 3), rtol=1e-10, atol=1e-12)
-    plain = LogisticPredictor(K, base="init", steps=steps).fit(y, f_0[:n]).predict(k, f_0[n:])
-    assert np.abs(plain.numpy() - f_0[n:] - (m @ w).reshape(-1, 3)).max() > 0.01
-
-
-def test_cross_entropy_is_torchs():
-    f = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 30
-    labels = torch.arange(9) % 4
-    assert float(cross_entropy(f, labels)) == pytest.approx(float(torch.nn.functional.cross_entropy(f, labels)))
-    one = torch.nn.functional.binary_cross_entropy_with_logits(f[:, 0], (labels > 1).double())
-    assert float(cross_entropy(f[:, :1], (labels > 1).long())) == pytest.approx(float(one))
+        now = way[-1][: 3 * n].reshape(n, 3)
+        before, reached = reached, way[-1] - eta / n * rows @ slope(now, y).reshape(-1, 1)
+        way.append(reached + momentum * (reached - before))
+    at = [0, 2, 4]
+    found = logistic_course(np.concatenate([K, k]), y, steps, at, momenta=momenta, f_0=f_0)
+    np.testing.assert_allclose(found, [way[count].reshape(-1, 3) for count in at], rtol=1e-10, atol=1e-12)
+    plain = logistic_course(np.concatenate([K, k]), y, steps, [4], f_0=f_0)
+    assert np.abs(plain[0].numpy() - way[4].reshape(-1, 3)).max() > 0.01
 
 
 def test_classes_that_the_kernel_cannot_tell_apart_are_said_so():
@@ -114,15 +108,19 @@ def test_classes_that_the_kernel_cannot_tell_apart_are_said_so():
     ("settings", "message"),
     [
         ({"cross_entropy": 0.0}, "cross_entropy must be a positive number"),
-        ({}, "one of the two"),
-        ({"cross_entropy": 0.1, "steps": [1.0]}, "one of the two"),
-        ({"steps": [1.0], "momenta": [0.0, 0.1]}, "momenta must be one number"),
         ({"cross_entropy": 0.1, "base": "trained"}, "any kernel matches"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         LogisticPredictor(np.eye(3), **settings)
+
+
+def test_labels_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match=r"labels \+1 and -1"):
+        LogisticPredictor(np.eye(3), 0.1).fit(np.array([0.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match="loss must be logistic or softmax"):
+        LogisticPredictor(np.eye(3), 0.1, loss="mse").fit(np.array([-1.0, 1.0, 1.0]))
 
 
 def test_an_end_above_the_start_is_refused():
