@@ -72,8 +72,8 @@ def bias_variance(settings: BiasVariance) -> Record:
     networks are consistent across widths at realistic scales").
 
     Scores: for each part its limit of infinite width and the coefficient of 1/width, ``<part>/limit`` and
-    ``<part>/per_width``; ``variance_init/exponent`` and ``consistency/exponent`` are those of power laws, where all
-    values are positive.
+    ``<part>/per_width``; and the exponents of power laws in the width for ``variance_init``, ``variance_both`` and
+    ``consistency`` (absent where the values are lost in noise).
     """
     tables = [_table(settings, seed) for seed in settings.seeds]
     unfinished = sum(count for _, _, count in tables)
@@ -96,10 +96,12 @@ def _table(settings: BiasVariance, seed: int) -> tuple[np.ndarray, np.ndarray, i
         settings.task, settings.draws, settings.n_train, settings.n_test, seed_of("data", seed), settings.noise
     )
     trainer = Trainer(settings.richness, tolerance=settings.tolerance, max_steps=settings.max_steps)
-    inits = range(seed * settings.inits, (seed + 1) * settings.inits)
-    members = [Member(d, init, crossed=True) for d in range(settings.draws) for init in inits]
     outputs, unfinished = [], 0
-    for width in settings.widths:
+    for place, width in enumerate(settings.widths):
+        # Inits of their own for every width: from one seed, a narrow network is a part of a wide one.
+        first = (seed * len(settings.widths) + place) * settings.inits
+        inits = range(first, first + settings.inits)
+        members = [Member(d, init, crossed=True) for d in range(settings.draws) for init in inits]
         trained = trainer.fit(named_model(settings.model, tasks[0], width), tasks, members)
         f = trained.f_T[:, settings.n_train :].flatten(1).cpu().numpy()
         wrong = [i for i, status in enumerate(trained.status) if status != "done"]
@@ -161,9 +163,9 @@ def _scores(settings: BiasVariance, arrays: dict[str, np.ndarray]) -> tuple[Scor
     for name in PARTS:
         fit = line(1 / widths, arrays[name])
         scores += [fit.intercept_score(f"{name}/limit"), fit.slope_score(f"{name}/per_width")]
-    falling = {"variance_init": arrays["variance_init"], "consistency": arrays["consistency"][:, :-1]}
+    falling = {name: arrays[name] for name in ("variance_init", "variance_both")}
+    falling["consistency"] = arrays["consistency"][:, :-1]
     for name, values in falling.items():
-        if (values > 0).all():
-            fit = power_law(widths[: values.shape[1]], values)
-            scores.append(fit.negated().slope_score(f"{name}/exponent"))
+        if power := power_law(widths[: values.shape[1]], values):
+            scores.append(power.negated().slope_score(f"{name}/exponent"))
     return tuple(scores)

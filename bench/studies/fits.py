@@ -57,9 +57,37 @@ def line(t: np.ndarray, y: np.ndarray) -> Fit:
     return Fit(slope, intercept, slope_error, intercept_error)
 
 
-def power_law(x: np.ndarray, y: np.ndarray) -> Fit:
-    """``y = exp(intercept) x^slope``; x [k] and y [seeds, k] positive."""
-    return line(np.log(x), np.log(y))
+def power_law(x: np.ndarray, y: np.ndarray) -> Fit | None:
+    """``y = exp(intercept) x^slope`` through the mean over the seeds, which is where noise averages out.
+
+    ``slope`` and ``intercept`` are jackknife pseudo-values, one a seed (Tukey 1958): their mean and scatter are those
+    of the fit of the mean, less its bias.
+
+    Args:
+        x: [k], positive.
+        y: [seeds, k]; single values may be negative.
+
+    Returns:
+        None where the mean over the seeds, or over all but one of them, is not positive.
+    """
+    y = np.atleast_2d(np.asarray(y, dtype=np.float64))
+    seeds = len(y)
+    means = [y.mean(0), *(np.delete(y, i, 0).mean(0) for i in range(seeds) if seeds > 1)]
+    if not all((mean > 0).all() for mean in means):  # nan, too
+        return None
+    t = np.log(np.asarray(x, dtype=np.float64))
+    whole, *without = [line(t, np.log(mean)) for mean in means]
+    if not without:
+        return whole
+    slope, intercept = (
+        seeds * getattr(whole, name)[0] - (seeds - 1) * np.array([getattr(fit, name)[0] for fit in without])
+        for name in ("slope", "intercept")
+    )
+    errors = [
+        float(np.fmax(values.std(ddof=1) / seeds**0.5, error))
+        for values, error in ((slope, whole.slope_error), (intercept, whole.intercept_error))
+    ]
+    return Fit(slope, intercept, *errors)
 
 
 def _score(name: str, values: np.ndarray, error: float) -> Score:

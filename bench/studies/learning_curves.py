@@ -155,6 +155,5 @@ def _scores(settings: LearningCurves, arrays: dict[str, np.ndarray]) -> tuple[Sc
     kept = n >= settings.fit_from
     curves = {name: found for name in CURVES if (found := curve(arrays, name)) is not None}
     curves |= {f"after_of_{size}": arrays["error_fresh"][:, row] for row, size in enumerate(settings.n)}
-    return tuple(
-        power_law(n[kept], values[:, kept]).negated().slope_score(f"{name}/exponent") for name, values in curves.items()
-    )
+    fits = {name: power_law(n[kept], values[:, kept]) for name, values in curves.items()}
+    return tuple(fit.negated().slope_score(f"{name}/exponent") for name, fit in fits.items() if fit)
