@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from bench.compare.comparison import UnavailableError
-from bench.compare.metrics import clean_labels, match_scores, relative_error, train_labels
+from bench.compare.metrics import clean_labels, loss_name, match_scores, relative_error, train_labels
 from bench.compare.motion import curve_steps, padded
 from bench.compare.predictions import KEPT, empirical, outputs_at, regress, specific_ceilings
 from bench.compare.rivals import floors
@@ -53,7 +53,7 @@ class Linearised:
     def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
         """``linearised_loss`` beside ``loss``; ``snapshot_linearised_distance`` and ``..._test_error``."""
         members = range(len(trained.members))
-        loss = loss_of(str(trained.settings.get("loss", "mse")))
+        loss = loss_of(loss_name(trained))
         losses = []
         for i in members:
             f = linearised(trained, i, curve_steps(trained.history[i]))[:, : trained.task(i).n_train]
@@ -65,7 +65,10 @@ class Linearised:
             "snapshot_linearised_distance": torch.stack([_distances(trained, i) for i in members]).cpu().numpy(),
         }
         if trained.labelled:
-            errors = [[relative_error(f, clean_labels(trained, i)) for f in _snapshots(trained, i)] for i in members]
+            errors = [
+                [relative_error(f, clean_labels(trained, i), loss_name(trained)) for f in _snapshots(trained, i)]
+                for i in members
+            ]
             arrays["snapshot_linearised_test_error"] = np.array(errors)
         return arrays
 
@@ -86,7 +89,7 @@ def linearised(trained: Trained, member: int, at: Sequence[int] | np.ndarray) ->
 def _linearised(trained: Trained, member: int, at: tuple[int, ...]) -> Tensor:
     history, y, f_0 = trained.history[member], train_labels(trained, member), trained.f_0[member]
     kernel = empirical(trained, member, 0)
-    loss = str(trained.settings.get("loss", "mse"))
+    loss = loss_name(trained)
     if loss == "mse":
         return course(kernel, y, history.steps, at, history.momenta, f_0)
     return logistic_course(kernel, y, history.steps, at, loss, history.momenta, f_0)
@@ -110,7 +113,7 @@ class Features:
 
     name: str = "features"
     base: str = "init"
-    version: int = 1
+    version: int = 2
 
     def __call__(self, trained: Trained) -> list[Score]:
         predictions = [

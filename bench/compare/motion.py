@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
-from bench.compare.metrics import agreement, clean_labels, network_outputs, relative_error, train_labels
+from bench.compare.metrics import agreement, clean_labels, loss_name, network_outputs, relative_error, train_labels
 from bench.compare.predictions import infinite_kernels, other_seeds
 from bench.record import Score, summarise
 from bench.trained import History, Trained
@@ -75,10 +75,12 @@ class Networks:
 
     def __call__(self, trained: Trained) -> list[Score]:
         data = [member.data for member in trained.members]
-        scores = [summarise("network/relative_train_mse", trained.losses.tolist(), data)]
+        loss = loss_name(trained)
+        train = "network/relative_train_mse" if loss == "mse" else "network/relative_train_loss"
+        scores = [summarise(train, trained.losses.tolist(), data)]
         if trained.labelled:
             pairs = [(network_outputs(trained, i), clean_labels(trained, i)) for i in range(len(data))]
-            scores.append(summarise("network/test_error", [relative_error(f, y) for f, y in pairs], data))
+            scores.append(summarise("network/test_error", [relative_error(f, y, loss) for f, y in pairs], data))
             scores.append(summarise("network/class_error", [1 - agreement(f, y) for f, y in pairs], data))
         others = other_seeds(trained, "init", 0.0)
         for name, column in (
