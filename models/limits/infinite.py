@@ -17,7 +17,6 @@ from models.checks import check_choice
 from models.limits.chain import find_chain
 from models.limits.compiled import Compiled
 from models.limits.dense import CompiledDense, find_dense
-from models.limits.progress import Progress
 from models.limits.trace import Program
 from models.limits.walk import Walk
 
@@ -85,14 +84,13 @@ class InfiniteWidth:
             compiled = self._compiled(x1, x2, engine, entries * n1 * n2)
             self._say("torch" if compiled is None else "compiled")
             plan = self._plan(x1, x2, memory, entries, compiled)
-            watched = Progress(plan.tile, n1 * (n1 + 1) // 2 if x2 is None else n1 * n2, x2 is None)
             if file is None:
                 nngp, ntk = x1.new_empty(n1, n2), x1.new_empty(n1, n2)
-                self._fill((nngp, ntk), watched, plan, memory, x2 is None)
+                self._fill((nngp, ntk), plan.tile, plan, memory, x2 is None)
             else:
                 done = File(file, (n1, n2, 2), x1.dtype, self._fingerprint(x1, x2, compiled is not None))
                 if not done.complete:
-                    both = lambda rows, cols: torch.stack(watched(rows, cols), -1)  # noqa: E731
+                    both = lambda rows, cols: torch.stack(plan.tile(rows, cols), -1)  # noqa: E731
                     self._fill(done.tensor, both, plan, memory, x2 is None, done)
                     done.finish()
                 nngp, ntk = done.tensor.unbind(-1)
@@ -126,6 +124,7 @@ class InfiniteWidth:
             memory=memory,
             max_side=plan.side,
             done=done,
+            name="Infinite-width kernels",
         )
 
     def _fingerprint(self, x1: Tensor, x2: Tensor | None, compiled: bool) -> str:
