@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from models.blocks import File, fill
 from models.checks import check_choice
 from models.limits.engines import ENGINES, Engine, Fast, fast_engine
-from models.limits.progress import Progress
 from models.limits.trace import Program
 from models.limits.walk import Walk
 
@@ -81,16 +80,15 @@ class InfiniteWidth:
             fast = fast_engine(self.program, x1, x2, engine, entries * n1 * n2, memory)
             self._say("torch" if fast is None else fast.name)
             plan = self._plan(x1, x2, memory, entries, fast)
-            watched = Progress(plan.tile, n1 * (n1 + 1) // 2 if x2 is None else n1 * n2, x2 is None)
             if file is None:
                 nngp, ntk = x1.new_empty(n1, n2), x1.new_empty(n1, n2)
-                self._fill((nngp, ntk), watched, plan, memory, x2 is None)
+                self._fill((nngp, ntk), plan.tile, plan, memory, x2 is None)
             else:
                 done = File(
                     file, (n1, n2, 2), x1.dtype, self._fingerprint(x1, x2, "torch" if fast is None else fast.name)
                 )
                 if not done.complete:
-                    both = lambda rows, cols: torch.stack(watched(rows, cols), -1)  # noqa: E731
+                    both = lambda rows, cols: torch.stack(plan.tile(rows, cols), -1)  # noqa: E731
                     self._fill(done.tensor, both, plan, memory, x2 is None, done)
                     done.finish()
                 nngp, ntk = done.tensor.unbind(-1)
@@ -122,6 +120,7 @@ class InfiniteWidth:
             memory=memory,
             max_side=plan.side,
             done=done,
+            name="Infinite-width kernels",
         )
 
     def _fingerprint(self, x1: Tensor, x2: Tensor | None, engine: str) -> str:
