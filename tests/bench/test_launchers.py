@@ -63,7 +63,7 @@ def launcher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if missing := local_slurm.missing():
         pytest.skip(f"no Slurm here ({', '.join(missing)}): apt-get install slurm-wlm munge")
     with (
-        local_slurm.local_slurm(tmp_path_factory.mktemp("slurm")) as environment,
+        local_slurm.local_slurm(tmp_path_factory.mktemp("slurm")) as found,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("SLURM_CONF", found["SLURM_CONF"])
