@@ -1,5 +1,6 @@
 """Comparison modules: how well each predictor matches the trained network."""
 
+from bench.compare.aligned import Alignment
 from bench.compare.comparison import Comparison, UnavailableError, unfinished
 from bench.compare.kernels import Empirical, InfiniteWidth
 from bench.compare.linear import Features, Linearised
@@ -8,6 +9,6 @@ from bench.compare.rivals import Rivals
 from bench.compare.trajectory import Trajectory
 
 __all__ = [
-    "Comparison", "Empirical", "Features", "InfiniteWidth", "Linearised", "Motion", "Networks", "Rivals", "Trajectory",
-    "UnavailableError", "unfinished",
+    "Alignment", "Comparison", "Empirical", "Features", "InfiniteWidth", "Linearised", "Motion", "Networks", "Rivals",
+    "Trajectory", "UnavailableError", "unfinished",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from bench.compare.comparison import UnavailableError
 from bench.compare.metrics import network_outputs, r2, skill_of, train_labels
 from bench.predict import KernelPredictor
 from bench.trained import Trained
-from models.limits import NoInfiniteWidthLimit, infinite_width
+from models.limits import InfiniteWidth, NoInfiniteWidthLimit, infinite_width
 
 Target = Literal["y", "self"]
 Form = Literal["full", "trace", "sum"]
@@ -66,6 +66,14 @@ def empirical_predictions(
     )
 
 
+def limit_of(trained: Trained) -> InfiniteWidth:
+    """Raises: UnavailableError, the model has no infinite-width limit yet."""
+    try:
+        return infinite_width(trained.net)
+    except NoInfiniteWidthLimit as error:
+        raise UnavailableError(str(error)) from error
+
+
 @functools.lru_cache(KEPT)
 def infinite_kernels(trained: Trained) -> dict[int, dict[str, Tensor]]:
     """Data draw -> {"ntk", "nngp"}, each [n_train + n_test, n_train]: one limit for all members of a draw.
@@ -73,10 +81,7 @@ def infinite_kernels(trained: Trained) -> dict[int, dict[str, Tensor]]:
     Raises:
         UnavailableError: the model has no infinite-width limit yet.
     """
-    try:
-        limit = infinite_width(trained.net)
-    except NoInfiniteWidthLimit as error:
-        raise UnavailableError(str(error)) from error
+    limit = limit_of(trained)
     kernels = {}
     for data in sorted({member.data for member in trained.members}):
         task = trained.tasks[data]

@@ -214,6 +214,7 @@ def _training(found: list[Study]) -> str:
         ("test error of the network", COLOURS["network"], "solid"),
         ("kernel motion; kernel distance", COLOURS["kernel"], "solid"),
         ("kernel-target alignment", COLOURS["kernel"], "dashed"),
+        ("the same on test points", COLOURS["kernel"], "dotted"),
         ("labels themselves", COLOURS["labels"], "dashed"),
     )
     return markup.paragraph(note) + markup.legend(entries) + body
