@@ -57,6 +57,11 @@ def line(t: np.ndarray, y: np.ndarray) -> Fit:
     return Fit(slope, intercept, slope_error, intercept_error)
 
 
+def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Exponents of power laws, one a seed: x [k] and y [seeds, k], positive."""
+    return line(np.log(x), np.log(y)).slope
+
+
 def power_law(x: np.ndarray, y: np.ndarray) -> Fit | None:
     """``y = exp(intercept) x^slope`` through the mean over the seeds, which is where noise averages out.
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.ntk import empirical_ntk
 from bench.record import Record
-from bench.studies.scored_networks import RELU, SMOOTH
+from bench.studies.named import make
+from bench.studies.scored_networks import scales
 from bench.studies.study import result
 from bench.trained import seed_of
 from models.activations import activation as activation_module
+from models.layers import Linear
 from models.limits import infinite_width
-from models.mlp import mlp
 from tasks.sphere import single_index
 
 
@@ -42,36 +42,35 @@ def initial_kernels(settings: InitialKernels) -> Record:
     there a mean of ``width`` independent one-unit kernels, so that constant is the standard deviation of one of them,
     here from ``units`` fresh units.
     """
-    scales = RELU if settings.activation in ("relu", "leaky_relu") else SMOOTH
     distances, wrong, constants = [], [], []
     for seed in settings.seeds:
         x = single_index(d=settings.d, n_train=settings.n, n_test=1, seed=seed_of("data", seed)).x_train.double()
-        limit = _limit(settings, scales, x)
-        unbiased = _limit(settings, {**scales, "b_std": 0.0, "readout_b_std": None}, x)
-        kernels = [_kernels(settings, scales, width, seed, x) for width in settings.widths]
+        limit = infinite_width(_net(settings, 8))(x).ntk
+        unbiased = infinite_width(_net(settings, 8, b_std=0.0, readout_b_std=None))(x).ntk
+        kernels = [_kernels(settings, width, seed, x) for width in settings.widths]
         distances.append([_distances(k, limit) for k in kernels])
         wrong.append([_distances(k, unbiased) for k in kernels])
         if settings.depth == 1:
-            constants.append(_constant(settings, scales, seed, x, limit))
+            constants.append(_constant(settings, seed, x, limit))
     arrays = {"distance": np.array(distances), "distance_wrong": np.array(wrong), "widths": np.array(settings.widths)}
     return result(arrays=arrays | ({"constant": np.array(constants)} if constants else {}))
 
 
-def _limit(settings: InitialKernels, scales: Mapping[str, Any], x: Tensor) -> Tensor:
-    return infinite_width(_net(settings, scales, 8))(x).ntk
+def _net(settings: InitialKernels, width: int, **changes: Any) -> nn.Module:
+    chosen = {"width": width, "depth": settings.depth, "activation": settings.activation}
+    shapes = {"in_features": settings.d, "out_features": 1}
+    made = make("model", "mlp", shapes, **{**chosen, **scales(settings.activation), **changes})
+    assert isinstance(made, nn.Module)
+    return made.double()
 
 
-def _net(settings: InitialKernels, scales: Mapping[str, Any], width: int) -> torch.nn.Module:
-    return mlp(settings.d, width, settings.depth, 1, settings.activation, **scales).double()
-
-
-def _kernels(settings: InitialKernels, scales: Mapping[str, Any], width: int, seed: int, x: Tensor) -> Tensor:
+def _kernels(settings: InitialKernels, width: int, seed: int, x: Tensor) -> Tensor:
     """K_0 of every init, [inits, n, n]."""
-    net = _net(settings, scales, width)
+    net = _net(settings, width)
     return _ntk(net, _draw(net, settings.inits, seed_of("init", seed, width)), x)
 
 
-def _draw(net: torch.nn.Module, count: int, seed: int) -> dict[str, Tensor]:
+def _draw(net: nn.Module, count: int, seed: int) -> dict[str, Tensor]:
     """Parameters of ``count`` networks in NTK parameterization: all entries N(0, 1)."""
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -80,7 +79,7 @@ def _draw(net: torch.nn.Module, count: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def _ntk(net: torch.nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
+def _ntk(net: nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
     """[count, n, n]."""
     kernel = empirical_ntk(net, x, outputs=0, params=params)
     assert isinstance(kernel, Tensor)
@@ -91,7 +90,7 @@ def _distances(kernels: Tensor, limit: Tensor) -> list[float]:
     return ((kernels - limit).flatten(1).norm(dim=1) / limit.norm()).tolist()
 
 
-def _constant(settings: InitialKernels, scales: Mapping[str, Any], seed: int, x: Tensor, limit: Tensor) -> float:
+def _constant(settings: InitialKernels, seed: int, x: Tensor, limit: Tensor) -> float:
     """The standard deviation of a one-unit kernel, summed over entries, relative to the limit.
 
     With pre-activation u and read-out weight v, that kernel is ``k_ij = phi_i phi_j + v^2 phi'_i phi'_j G_ij`` (and the
@@ -100,13 +99,14 @@ def _constant(settings: InitialKernels, scales: Mapping[str, Any], seed: int, x:
     """
     generator = torch.Generator().manual_seed(seed_of("unit", seed))
     weights = torch.randn(settings.units, settings.d + 1, generator=generator, dtype=torch.float64)
-    u = scales["w_std"] * weights[:, :-1] @ x.T / settings.d**0.5 + scales["b_std"] * weights[:, -1:]
+    first, readout = (m for m in _net(settings, 1).modules() if isinstance(m, Linear))
+    w_std, b_std = first.w_std, first.b_std or 0.0
+    u = w_std * weights[:, :-1] @ x.T / settings.d**0.5 + b_std * weights[:, -1:]
     phi, slope = _value_and_slope(settings.activation, u)
-    gram = scales["w_std"] ** 2 * x @ x.T / settings.d + scales["b_std"] ** 2
+    gram = w_std**2 * x @ x.T / settings.d + b_std**2
     second = ((phi**2).T @ phi**2 + 2 * gram * ((phi * slope).T @ (phi * slope))
               + 3 * gram**2 * ((slope**2).T @ slope**2)) / settings.units  # fmt: skip
-    bias = (scales["readout_b_std"] or 0.0) ** 2
-    return float((second - (limit - bias) ** 2).sum().sqrt() / limit.norm())
+    return float((second - (limit - (readout.b_std or 0.0) ** 2) ** 2).sum().sqrt() / limit.norm())
 
 
 def _value_and_slope(activation: str, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import pydoc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ def named_task(name: str, n_train: int, n_test: int, seed: int, noise: float = 0
     Raises:
         ValueError: no such task, or a size that it does not have.
     """
-    made = _make("task", name, n_train=n_train, n_test=n_test, seed=seed, noise=noise)
+    made = make("task", name, n_train=n_train, n_test=n_test, seed=seed, noise=noise)
     assert isinstance(made, Task)
     return made
 
@@ -34,11 +34,7 @@ def named_model(name: str, task: Task, width: int) -> nn.Module:
     Raises:
         ValueError: no such model.
     """
-    shape = task.x_shape
-    known: dict[str, Any] = {"in_features": math.prod(shape), "out_features": task.outputs}
-    if len(shape) == 3:
-        known |= {"in_channels": shape[0], "image_size": shape[1]}
-    made = _make("model", name, known, width=width)
+    made = make("model", name, shapes_of(task), width=width)
     assert isinstance(made, nn.Module)
     return made
 
@@ -59,7 +55,19 @@ def part(task: Task, rows: Sequence[int] | range) -> Task:
     return replace(task, x_train=task.x_train[index], y_train=task.y_train[index])
 
 
-def _make(group: str, name: str, more: dict[str, Any] | None = None, **overrides: Any) -> Any:
+def shapes_of(task: Task) -> dict[str, Any]:
+    """What a model's maker may ask for by name."""
+    shape = task.x_shape
+    known: dict[str, Any] = {"in_features": math.prod(shape), "out_features": task.outputs}
+    return known | ({"in_channels": shape[0], "image_size": shape[1]} if len(shape) == 3 else {})
+
+
+def make(group: str, name: str, more: Mapping[str, Any] | None = None, **overrides: Any) -> Any:
+    """What ``conf/<group>/<name>.yaml`` makes, with other settings; ``more`` where its maker asks for it by name.
+
+    Raises:
+        ValueError: no such file, or what its maker refuses.
+    """
     folder = ROOT / "conf" / group
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,20 +20,10 @@ from bench.compare import (
     Trajectory,
 )
 from bench.record import Record, Score
+from bench.studies.named import make, shapes_of
 from bench.studies.study import result
 from bench.train import Trainer
 from bench.trained import Member, Trained, seed_of
-from models.mlp import mlp
-from tasks.gaussian import stripe
-from tasks.hypercube import parity, staircase
-from tasks.sphere import single_index
-from tasks.tabular import breast_cancer, digits, wine
-from tasks.task import Task
-
-TASKS: Mapping[str, Callable[..., Task]] = {
-    "staircase": staircase, "parity": parity, "single_index": single_index, "stripe": stripe, "digits": digits,
-    "breast_cancer": breast_cancer, "wine": wine,
-}  # fmt: skip
 
 COMPARISONS: Mapping[str, Comparison] = {
     comparison.name: comparison
@@ -43,10 +33,13 @@ COMPARISONS: Mapping[str, Comparison] = {
     )
 }  # fmt: skip
 
-RELU: Mapping[str, Any] = {"w_std": 2**0.5, "b_std": 0.3 * 2**0.5, "readout_b_std": 0.3}
-"""The main job's scales of weights and biases, for ReLU."""
-SMOOTH: Mapping[str, Any] = {"w_std": 1.0, "b_std": 0.3, "readout_b_std": 0.3}
-"""The same for activations that are used as they are."""
+SMOOTH: Mapping[str, Any] = {"w_std": 1.0, "b_std": 0.3}
+"""Scales for activations that are used as they are; ReLU has those of conf/model/mlp.yaml."""
+
+
+def scales(activation: str) -> Mapping[str, Any]:
+    """What differs from conf/model/mlp.yaml for this activation."""
+    return {} if activation in ("relu", "leaky_relu") else SMOOTH
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class ScoredNetworks:
     """Settings of a cell of fully connected networks.
 
     Attributes:
-        task: a name in ``TASKS``; ``task_settings`` go to it.
+        task: the name of a file in conf/task; ``task_settings`` differ from it.
         trainer: what differs from ``Trainer``'s defaults.
         compare: names of the comparisons to ask, see ``COMPARISONS``.
         inits: networks a seed; a seed is a data draw.
@@ -96,10 +89,10 @@ def scored_networks(settings: ScoredNetworks) -> Record:
 
 def train(settings: ScoredNetworks) -> Trained:
     """The networks of these settings, seed by seed."""
-    tasks = [TASKS[settings.task](**settings.task_settings, seed=seed_of("data", seed)) for seed in settings.seeds]
-    scales = RELU if settings.activation in ("relu", "leaky_relu") else SMOOTH
-    features = int(np.prod(tasks[0].x_shape))
-    net = mlp(features, settings.width, settings.depth, tasks[0].outputs, settings.activation, **scales)
+    tasks = [make("task", settings.task, **{**settings.task_settings, "seed": seed_of("data", seed)})
+             for seed in settings.seeds]  # fmt: skip
+    chosen = {"width": settings.width, "depth": settings.depth, "activation": settings.activation}
+    net = make("model", "mlp", shapes_of(tasks[0]), **chosen, **scales(settings.activation))
     members = [
         Member(data, init=seed * settings.inits + init)
         for data, seed in enumerate(settings.seeds)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Records, Size, Statistics, predicted
-from bench.claims.fits import slopes
+from bench.studies.fits import slopes
 from bench.studies.initial_kernels import InitialKernels, initial_kernels
 from bench.studies.study import Request
 

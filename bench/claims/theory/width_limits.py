@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Records, Size, Statistics, Window, predicted
-from bench.claims.fits import slopes
+from bench.studies.fits import slopes
 from bench.studies.scored_networks import ScoredNetworks, scored_networks
 from bench.studies.study import Request
 
