@@ -25,7 +25,8 @@ from bench.compare import (
     UnavailableError,
     unfinished,
 )
-from bench.predict import BASES, JITTER
+from bench.gram import BASES
+from bench.predict import JITTER
 from bench.record import Record, Score
 from bench.report import predictor_table, text_table, write_record_page
 from bench.train import width_of

@@ -93,7 +93,9 @@ def run(
     }
 
 
-def train(cell: Cell, folder: Path, progress: Callable[[float], None], stop: Callable[[], bool]) -> Trained:
+def train(
+    cell: Cell, folder: Path, progress: Callable[[float], None], stop: Callable[[], bool] = lambda: False
+) -> Trained:
     """All members of the cell: read where their batch is complete on disk, trained where it is not.
 
     A batch that was stopped in the middle goes on from where it was, to the same bits on a CPU.
