@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from bench.ledger import Course, Ledger, is_usable
 from bench.losses import Loss
 from bench.optimisers import Adam, HeavyBall, Nesterov, Optimiser, Plain, adam_factors, along
 from bench.orders import Orders
+from bench.savepoint import Savepoint, key_of
 
 RISE = 0.1
 """The loss may lie this much above its lowest, relatively, before a step is taken back: a ReLU network that settles on
@@ -61,7 +63,12 @@ def host(values: Tensor) -> list[list[float]]:
     return values.tolist()
 
 
-def descend(batch: Batch, rule: Rule, progress: Callable[[float], None] | None = None) -> list[Course]:
+def descend(
+    batch: Batch,
+    rule: Rule,
+    progress: Callable[[float], None] | None = None,
+    savepoint: Savepoint | None = None,
+) -> list[Course]:
     """Train every member to the end that the rule names; members that are finished leave the batch.
 
     A step is ``theta <- theta - eta gamma^2 grad (L + lambda/2 |theta|^2)`` with ``eta = c / lambda_max(K_t / N)``; one
@@ -73,16 +80,25 @@ def descend(batch: Batch, rule: Rule, progress: Callable[[float], None] | None =
 
     Args:
         progress: told now and then which share of the way to the tolerance (in log loss) is done.
+        savepoint: where to go on from, if there is something, and where to write the state.
 
     Returns:
         a course a member, in the order of the batch.
+
+    Raises:
+        Interrupted: the process was asked to end, and the state is in the savepoint.
     """
+    key = key_of(rule, {**batch.params, "x": batch.x, "y": batch.y, "gamma": batch.gamma}) if savepoint else ""
     descent = _Descent(batch, rule)
+    if savepoint is not None and (state := savepoint.load(key, batch.x.device)) is not None:
+        descent.restore(batch, state)
     for iteration in itertools.count():
         if not len(descent.active):
             break
         if progress is not None and iteration % PROGRESS_EVERY == 0:
             progress(descent.share())
+        if savepoint is not None:
+            savepoint.look(key, descent.state)
         descent.iterate()
     return [descent.ledger.course(member) for member in range(len(batch.data))]
 
@@ -118,6 +134,33 @@ class _Descent:
             self.lambda_max = self.lambda_max[rows]
             self.optimiser.state = [tensor[rows] for tensor in self.optimiser.state]
             self.load(self.batch.keep(rows))
+
+    def state(self) -> dict[str, Any]:
+        """All that the next iteration depends on, as tensors, lists and dicts."""
+        return {
+            "ledger": self.ledger.state(),
+            "active": self.active.tolist(),
+            "rate": self.rate.tolist(),
+            "params": [parameter.detach() for parameter in self.batch.params.values()],
+            "previous": self.previous,
+            "optimiser": self.optimiser.state,
+            "previous_state": self.previous_state,
+            "lambda_max": self.lambda_max,
+            "orders": self.orders.state() if self.orders else [],
+        }
+
+    def restore(self, batch: Batch, state: Mapping[str, Any]) -> None:
+        """Go on from such a state of the descent that began with ``batch``."""
+        self.ledger.restore(state["ledger"])
+        self.active, self.rate = np.array(state["active"], int), np.array(state["rate"])
+        self.optimiser.state = state["optimiser"]
+        if len(self.active):
+            kept = batch.keep(self.active.tolist())
+            self.load(replace(kept, params=dict(zip(kept.params, state["params"], strict=True))))
+        self.previous, self.previous_state = state["previous"], state["previous_state"]
+        self.lambda_max = state["lambda_max"]
+        if self.orders:
+            self.orders.restore(state["orders"])
 
     def iterate(self) -> None:
         """One forward pass, one host read, and a step (or its withdrawal)."""

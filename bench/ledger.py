@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 LONGEST_INTERVAL = 25
@@ -112,6 +114,18 @@ class Ledger:
             while self.time[member] >= self.next_snapshot[member]:
                 self.next_snapshot[member] *= 2
         return due
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as tensors, lists and dicts; ``restore`` takes it back."""
+        arrays = {name: torch.from_numpy(value) for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        curves = {name: torch.from_numpy(curve) for name, curve in self.curves.items()}
+        return {"arrays": arrays, "curves": curves, "status": self.status, "snapshots": self.snapshots}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name, value in state["arrays"].items():
+            setattr(self, name, value.cpu().numpy())
+        self.curves = {name: curve.cpu().numpy() for name, curve in state["curves"].items()}
+        self.status, self.snapshots = state["status"], state["snapshots"]
 
     def course(self, member: int) -> Course:
         count = int(self.count[member])

@@ -5,7 +5,8 @@ Every loss is a mean over the N training points. Shapes: m members, c outputs; f
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ LOSSES = ("mse", "logistic", "softmax")
 class Loss(Protocol):
     """One loss. ``curved``: whether its second derivative in f is anything but the identity."""
 
-    curved: bool
+    curved: ClassVar[bool]
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         """L, [m]."""
@@ -36,10 +37,11 @@ class Loss(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Mse:
     """``1/(2N) sum (f - y)^2``."""
 
-    curved = False
+    curved: ClassVar[bool] = False
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         return (f - y).flatten(1).square().sum(1) / (2 * f.shape[1])
@@ -54,10 +56,11 @@ class Mse:
         pass
 
 
+@dataclass(frozen=True)
 class Logistic:
     """``1/N sum log(1 + exp(-y f))`` of one logit a class pair, with y = +1 or -1."""
 
-    curved = True
+    curved: ClassVar[bool] = True
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         return functional.softplus(-y * f).flatten(1).sum(1) / f.shape[1]
@@ -73,10 +76,11 @@ class Logistic:
             raise ValueError("trainer.loss=logistic needs labels +1 and -1, and the task has others: use mse.")
 
 
+@dataclass(frozen=True)
 class Softmax:
     """``1/N sum -log softmax(f)[class]``; the class of a row of y is its largest entry (one-hot, shifted or not)."""
 
-    curved = True
+    curved: ClassVar[bool] = True
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         right = f.gather(2, y.argmax(2, keepdim=True))[:, :, 0]

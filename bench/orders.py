@@ -27,3 +27,10 @@ class Orders:
             replace(batch, x=batch.x[rows, part], y=batch.y[rows, part], z_0=batch.z_0[rows, part])
             for part in order.split(self.size, 1)
         ]
+
+    def state(self) -> list[torch.Tensor]:
+        return [generator.get_state() for generator in self.generators]
+
+    def restore(self, state: Sequence[torch.Tensor]) -> None:
+        for generator, one in zip(self.generators, state, strict=True):
+            generator.set_state(one.cpu())

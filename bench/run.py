@@ -24,6 +24,7 @@ from bench.launch import held, is_apart, launch
 from bench.plan import CONF, PlanError, Planned, build, plan
 from bench.record import Record
 from bench.report import text_table, write_report
+from bench.savepoint import sigterm
 from bench.studies import cell as study
 from bench.train import weight_layers
 
@@ -32,7 +33,11 @@ PATIENCE = 5.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``python -m bench``. Returns the exit code: 0, 1 (a cell is not done) or 2 (wrong settings, nothing trained)."""
+    """``python -m bench``. Returns the exit code: 0, 1 (a cell is not done) or 2 (wrong settings, nothing trained).
+
+    After SIGTERM (a cluster's preemption) the state of what was training is written, its record says "interrupted", and
+    the process ends with 75 (``savepoint.EXIT_CODE``): the same command goes on from there.
+    """
     arguments = list(arguments) or ["experiment=after_kernel"]
     flags = [a for a in arguments if a.startswith("-")]
     overrides = [a for a in arguments if a not in flags]
@@ -113,11 +118,12 @@ def job(config: DictConfig) -> None:
 def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> None:
     """Train and score, then W&B and the environment, and the record last: what has one lacks nothing."""
     seconds: dict[str, float] = {}
-    record = Record(cell.name, "interrupted", "Interrupted.", dict(cell.card))
+    record = Record(cell.name, "interrupted", "Interrupted: run it again, and it goes on.", dict(cell.card))
     report = progress.reporter(folder)
     report(0.0)  # begun
     try:
-        record, seconds = study.run(cell, folder, report)
+        with sigterm() as stop:
+            record, seconds = study.run(cell, folder, report, stop)
         begun = time.process_time()
         _track(config, record, folder)
         seconds["tracking"] = time.process_time() - begun

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,9 +19,12 @@ from bench.batch import Batch
 from bench.descent import Rule, descend
 from bench.ledger import SCHEDULES, Course
 from bench.losses import LOSSES, loss_of
+from bench.savepoint import Savepoint
 from bench.trained import History, Member, Richness, Trained, join, label_set
-from models.blocks import budget
+from models.blocks import budget, out_of_memory
 from tasks.task import Task
+
+log = logging.getLogger(__name__)
 
 CACHE = 2**19
 """Bytes of one member's activations above which a CPU trains members one after another: batching only pays where a
@@ -158,12 +162,43 @@ class Trainer:
         Raises:
             ValueError: a model that this richness has no meaning for, or that cannot be re-initialised.
         """
+        return join(list(self.parts(model, tasks, members, progress)))
+
+    def parts(
+        self,
+        model: nn.Module,
+        tasks: Sequence[Task],
+        members: Sequence[Member],
+        progress: Callable[[float], None] | None = None,
+        savepoint: Callable[[Sequence[Member]], Savepoint] | None = None,
+    ) -> Iterator[Trained]:
+        """As ``fit``, but each batch of members as soon as it is trained; a batch that memory cannot hold is halved.
+
+        Args:
+            savepoint: for a batch, where its training goes on from, and keeps its state.
+
+        Raises:
+            ValueError: as ``fit``.
+            Interrupted: the process was asked to end, and the state is in the savepoint.
+        """
         self.check(model, members)
-        parts, done = [], 0
-        for batch in self.batches(model, tasks, members):
-            parts.append(self._fit(model, tasks, batch, part_of(progress, done, len(batch), len(members))))
+        waiting, done, warned = self.batches(model, tasks, members), 0, False
+        while waiting:
+            batch = waiting.pop(0)
+            share = part_of(progress, done, len(batch), len(members))
+            try:
+                part = self._fit(model, tasks, batch, share, savepoint(batch) if savepoint else None)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or len(batch) == 1:
+                    raise
+                if not warned:
+                    log.warning("Out of memory with %d networks at once: going on with half.", len(batch))
+                warned = True
+                half = math.ceil(len(batch) / 2)
+                waiting = [part for one in [batch, *waiting] for part in (one[:half], one[half:]) if part]
+                continue
             done += len(batch)
-        return join(parts)
+            yield part
 
     def batches(self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member]) -> list[list[Member]]:
         """The members that are trained together: as many as memory holds, or one at a time where that is faster."""
@@ -178,7 +213,9 @@ class Trainer:
         kept = COPIES + (len(self.levels) + 2 if self.schedule == "loss" else 3 * self.snapshots)
         activations = tasks[0].n_train * (LIVE * activations_of(model, tasks[0]) + tasks[0].x_train[0].numel())
         each = size * (kept * parameters + activations)
-        most = max(1, int(budget(None, (torch.empty(0, device=device),)) // each))
+        most, room = len(members), budget(None, (torch.empty(0, device=device),))
+        while most > 1 and most * each > room:
+            most = math.ceil(most / 2)  # so that a little more or less memory cuts alike
         return [list(members[i : i + most]) for i in range(0, len(members), most)]
 
     def check(self, model: nn.Module, members: Sequence[Member] = ()) -> None:
@@ -235,8 +272,9 @@ class Trainer:
         return device
 
     def _fit(
-        self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member], progress: Callable[[float], None]
-    ) -> Trained:
+        self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member], progress: Callable[[float], None],
+        savepoint: Savepoint | None,
+    ) -> Trained:  # fmt: skip
         device, dtype = self.torch_device(), DTYPES[self.dtype]
         net, loss = self.network(model), loss_of(self.loss)
         initial = {
@@ -259,8 +297,11 @@ class Trainer:
             x, torch.stack(labels).to(device, dtype), z_0 if self.centred else torch.zeros_like(z_0),
             torch.tensor(gamma, dtype=torch.float64).to(device, dtype), tuple(m.data for m in members),
         )  # fmt: skip
-        train = minimise if self.optimiser == "lbfgs" else descend
-        return self._trained(net, tasks, members, initial, train(batch, self.rule(members), progress), gamma)
+        if self.optimiser == "lbfgs":
+            courses = minimise(batch, self.rule(members), progress)
+        else:
+            courses = descend(batch, self.rule(members), progress, savepoint)
+        return self._trained(net, tasks, members, initial, courses, gamma)
 
     def rule(self, members: Sequence[Member]) -> Rule:
         """The trainer's settings as the descent of these members takes them."""
