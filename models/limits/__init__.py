@@ -2,6 +2,7 @@
 
 # The rules register themselves on import.
 from models.limits import closed_forms as _closed_forms
+from models.limits import normalisation as _normalisation
 from models.limits import pooling as _pooling
 from models.limits import structural as _structural
 from models.limits.check import Check, check_rule
@@ -24,4 +25,4 @@ __all__ = [
     "rule",
 ]
 
-del _closed_forms, _pooling, _structural
+del _closed_forms, _normalisation, _pooling, _structural

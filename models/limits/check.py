@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,15 +33,17 @@ def check_rule(
     width: int = 64,
     draws: int = 200,
     activation: bool = False,
+    channels_last: bool = False,
     seed: int = 0,
 ) -> Check:
     """Check the rule of a layer against Monte Carlo over finite networks; AssertionError where they disagree.
 
     `make(width)` returns a fresh layer that acts on `width` channels (with the random weights it starts from); it is
     put between two random layers, after a ReLU if `activation` (then the layer must take what is not Gaussian), on
-    random inputs of three channels at the positions `space` (none, a length, or a height and width). Networks of
-    `width` and twice the width, `draws` of each, are extrapolated in 1 / width. The layer need not keep the number of
-    channels. Returns the deviations; raises ValueError for bad numbers, NoInfiniteWidthLimit where no rule is found.
+    random inputs of three channels at the positions `space` (none, or a height and width; with `channels_last`, as
+    attention takes them, [samples, *space, channels], any). Networks of `width` and twice the width, `draws` of each,
+    are extrapolated in 1 / width. The layer need not keep the number of channels. Returns the deviations; raises
+    ValueError for bad numbers, NoInfiniteWidthLimit where no rule is found.
 
     A user's layer, its rule and the check:
 
@@ -70,11 +73,16 @@ def check_rule(
     check_count("width", width, minimum=8)
     check_count("draws", draws, minimum=8)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(4, 3, *space, dtype=torch.float64, generator=generator)
+    shape = (*space, 3) if channels_last else (3, *space)
+    x = torch.randn(4, *shape, dtype=torch.float64, generator=generator)
+    first = _pointwise if channels_last or not space else _convolution
+    if space and not channels_last and len(space) != 2:
+        raise ValueError(f"space must be () or (height, width) unless channels_last, not {space}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        samples = [_samples(make, x, w, draws, activation) for w in (width, 2 * width)]
-        net = _network(make, x, width, activation)
+        build = functools.partial(_network, make, first, x, activation=activation)
+        samples = [_samples(build, x, w, draws) for w in (width, 2 * width)]
+        net = build(width)
     if any(p.numel() for p in net.parameters()) and _standard(net):
         raise ValueError("make must not use layers in standard parameterization: their NTK grows with the width.")
     limit = infinite_width(net)(x)
@@ -88,12 +96,12 @@ def _standard(net: nn.Module) -> bool:
     return any(isinstance(m, kinds) or getattr(m, "parameterization", "ntk") == "standard" for m in net.modules())
 
 
-def _network(make: Callable[[int], nn.Module], x: Tensor, width: int, activation: bool) -> nn.Sequential:
+def _network(
+    make: Callable[[int], nn.Module], first: Callable[[int], nn.Module], x: Tensor, width: int, activation: bool
+) -> nn.Sequential:
     """Random layer - layer under test - flatten - read-out."""
-    axes = x.ndim - 2
-    first = Linear(3, width, 1.0, 0.3) if axes == 0 else _pointwise(width, axes)
-    layers = [first, *([nn.ReLU()] if activation else []), make(width)]
-    body = nn.Sequential(*layers, *([nn.Flatten(1)] if axes else [])).double()
+    layers = [first(width), *([nn.ReLU()] if activation else []), make(width)]
+    body = nn.Sequential(*layers, *([nn.Flatten(1)] if x.ndim > 2 else [])).double()
     with torch.no_grad():
         shape = body(x[:1]).shape
     if len(shape) != 2:
@@ -101,19 +109,19 @@ def _network(make: Callable[[int], nn.Module], x: Tensor, width: int, activation
     return nn.Sequential(*body, Linear(shape[1], 1).double())
 
 
-def _pointwise(width: int, axes: int) -> nn.Module:
-    if axes != 2:
-        raise ValueError(f"space must be () or (height, width), not of {axes} axes.")
+def _pointwise(width: int) -> nn.Module:
+    return Linear(3, width, 1.0, 0.3)
+
+
+def _convolution(width: int) -> nn.Module:
     return Conv2d(3, width, 3, padding=1, w_std=1.0, b_std=0.3)
 
 
-def _samples(
-    make: Callable[[int], nn.Module], x: Tensor, width: int, draws: int, activation: bool
-) -> tuple[Tensor, Tensor]:
+def _samples(build: Callable[[int], nn.Sequential], x: Tensor, width: int, draws: int) -> tuple[Tensor, Tensor]:
     """[draws, n, n]: covariances of the features before the read-out, and NTKs, of random networks."""
     nngp, ntk = [], []
     for _ in range(draws):
-        net = _network(make, x, width, activation)
+        net = build(width)
         with torch.no_grad():
             features = net[:-1](x)
         nngp.append(features @ features.T / features.shape[1])

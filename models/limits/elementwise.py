@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.limits.piecewise import ERROR, dual, pieces
-from models.limits.quadrature import RADIUS, DualTable, Phi, diagonal_maps, dual_table, known_breaks, with_slope
+from models.limits.nested import Nested, nested, pair_maps
+from models.limits.piecewise import ERROR, Pieces, dual, pieces
+from models.limits.quadrature import RADIUS, DualTable, Phi, dual_table, known_breaks, single_maps, with_slope
 from models.limits.registry import function_rule, rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit
 
@@ -52,36 +53,48 @@ def by_quadrature(phi: Phi, k: Kernels) -> Kernels:
     """The limit of any elementwise activation; the diagonal, which comes first, sets up the table for the tiles."""
     require_gaussian(k)
     if k.diagonal and k.nngp.is_meta:  # no values: any table has the shapes and devices
-        k.memo["pieces"] = None
-        k.memo["table"] = dual_table(phi, 1.0, 1.02, torch.device("cpu"))
+        k.memo["plan"] = dual_table(phi, 1.0, 1.02, torch.device("cpu"))
         return replace(k, gaussian=False)
     if k.diagonal:
         s = k.nngp.clamp_min(0).sqrt()
         _prepare(phi, s, k.memo)
-    if k.memo["pieces"] is not None:
-        nngp, slope = dual(k.memo["pieces"], k.angle()[0], k.nngp, k.q1, k.q2)
+    plan = k.memo["plan"]
+    if isinstance(plan, Pieces):
+        nngp, slope = dual(plan, k.angle()[0], k.nngp, k.q1, k.q2)
     elif k.diagonal:
-        nngp, slope, error = diagonal_maps(phi, s)
+        (nngp, slope), error = single_maps(phi, s)
         k.memo["error"] = max(error, k.memo["error"])
+    elif isinstance(plan, Nested):
+        nngp, slope = pair_maps(phi, k.q1.sqrt(), k.q2.sqrt(), k.angle()[0], plan)
     else:
         s1, s2, angles, back = _outer(k, k.angle()[0])
-        nngp, slope = (back(t) for t in k.memo["table"](s1, s2, angles))
+        nngp, slope = (back(t) for t in plan(s1, s2, angles))
     return replace(k, nngp=nngp, ntk=slope * k.ntk, gaussian=False)
 
 
 def _prepare(phi: Phi, s: Tensor, memo: dict[str, Any]) -> None:
-    """Straight pieces where phi is made of them and bends away from 0, otherwise a table for the deviations s."""
-    high = max(float(s.max()), memo.get("high", 0.0))
-    memo.setdefault("error", 0.0)
-    if memo.get("high") != high:
-        breaks = known_breaks(phi, high, s.device)
-        memo["high"] = high
-        memo["pieces"] = None if breaks == [0.0] else pieces(phi, breaks, RADIUS * high, s.device)
-    if memo["pieces"] is not None:
-        memo["error"] = ERROR
-        return
-    memo["table"] = _covering(memo.get("table"), phi, s)
-    memo["error"] = max(memo["error"], memo["table"].error)
+    """How to find the dual maps for deviations s, besides those known: `plan`, and the largest error of all.
+
+    Straight pieces where phi is made of them and bends away from 0, nodes for every pair where it has other kinks
+    there and deviations differ, a table otherwise.
+    """
+    low, high = (float(end) for end in torch.aminmax(s))
+    known_low, known_high = memo.get("range", (low, high))
+    low, high = memo["range"] = min(low, known_low), max(high, known_high)
+    plan = memo.get("plan")
+    breaks = known_breaks(phi, high, s.device)
+    if breaks != [0.0]:
+        straight = pieces(phi, breaks, RADIUS * high, s.device)
+        if straight is not None:
+            memo["plan"], memo["error"] = straight, ERROR
+            return
+        if high - low > 64 * torch.finfo(s.dtype).eps * high:
+            if not (isinstance(plan, Nested) and plan.low <= low and high <= plan.high):
+                memo["plan"] = nested(phi, low, high, s.device)
+            memo["error"] = max(memo.get("error", 0.0), memo["plan"].error)
+            return
+    memo["plan"] = _covering(plan if isinstance(plan, DualTable) else None, phi, s)
+    memo["error"] = max(memo.get("error", 0.0), memo["plan"].error)
 
 
 def activate(apply: Callable[[Kernels], Kernels], phi: Phi | None, k: Kernels) -> Kernels:
@@ -98,13 +111,31 @@ def activate(apply: Callable[[Kernels], Kernels], phi: Phi | None, k: Kernels) -
     def scaling(z: Tensor) -> Tensor:
         return z * with_slope(phi, z)[1]
 
-    sample = torch.linspace(-3, 3, 32, dtype=torch.float64)
-    if torch.allclose(scaling(sample), phi(sample.clone()).detach()):  # homogeneous, as ReLU: the function itself
+    if homogeneous(phi):
         return replace(result, gain=k.gain, gain_each=k.gain_each).with_gain(result.nngp)
     memo = k.memo.setdefault("gain", {})
     extra = by_quadrature(scaling, replace(k, memo=memo, ntk=torch.zeros_like(k.nngp)))
     k.memo["error"] = max(k.memo.get("error", 0.0), memo.get("error", 0.0))
     return replace(result, gain=k.gain, gain_each=k.gain_each).with_gain(extra.nngp)
+
+
+def mean_of(phi: Phi | None, q: Tensor) -> tuple[Tensor, float]:
+    """E[phi(u)] for u of variances q, and its relative error."""
+    assert phi is not None
+    s = q.clamp_min(0).sqrt()
+    if q.is_meta:
+        return s, 0.0
+    if homogeneous(phi):
+        ends = phi(torch.tensor([1.0, -1.0], dtype=torch.float64, device=q.device))
+        return s * (float(ends.sum()) / math.sqrt(2 * math.pi)), 0.0
+    means, error = single_maps(phi, s, squared=False)
+    return means[0], error
+
+
+def homogeneous(phi: Phi) -> bool:
+    """Whether phi(a z) = a phi(z) for positive a, as ReLU: phi is z times its slope."""
+    sample = torch.linspace(-3, 3, 32, dtype=torch.float64)
+    return torch.allclose(sample * with_slope(phi, sample)[1], phi(sample.clone()).detach())
 
 
 def _covering(table: DualTable | None, phi: Phi, s: Tensor) -> DualTable:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
 from models.limits.registry import Role, Rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit
 from models.limits.structural import added, merged
+
+if TYPE_CHECKING:
+    from models.limits.attention import Weights
 
 NONE, EQUAL, FULL = 0, 1, 2  # covariances that are needed: none, at equal positions, between all
 
@@ -28,19 +31,26 @@ class Step:
     mixes: bool = False
     equal: bool = False
     own: bool = False
+    means: bool = False
     merges: bool = False  # averages concatenated branches for a layer
     function: Callable[[Tensor], Tensor] | None = None  # of an activation
     module: nn.Module | None = None  # where one layer of the network is all it does
     channels_last: bool = False  # of an input: how the layer that takes it reads its axes
+    weights: Weights | None = None  # of attention
     ends: tuple[Step, ...] = ()  # steps whose random weights, or whose units, this one's result is a linear image of
     ancestors: frozenset[Step] = field(default_factory=frozenset)  # itself included
 
     def __post_init__(self) -> None:
-        self.ancestors = frozenset([self]).union(*(arg.ancestors for arg in self.args))
+        self.ancestors = frozenset([self]).union(*(arg.ancestors for arg in (*self.args, *self.reads)))
         if self.role == "linear" or (self.role is None and self.args):
             self.ends = tuple(dict.fromkeys(end for arg in self.args for end in arg.ends))
         else:
             self.ends = (self,)
+
+    @property
+    def reads(self) -> tuple[Step, ...]:
+        """Steps of whose kernels only those of each input with itself are read."""
+        return () if self.weights is None else self.weights.reads
 
     @property
     def centred(self) -> bool:
@@ -70,7 +80,7 @@ def transform(
     rule: Rule, apply: Callable[..., Kernels], label: str, node: fx.Node, streams: Streams, **more: Any
 ) -> Streams:
     """One step for each stream, or one for all of them together, as the rule's role demands."""
-    flags = {name: getattr(rule, name) for name in ("variances", "mixes", "equal", "own")}
+    flags = {name: getattr(rule, name) for name in ("variances", "mixes", "equal", "own", "means")}
 
     def step(*args: Step) -> Step:
         return Step(label, node, apply, args, rule.role, **flags, **more)
@@ -117,7 +127,7 @@ def reachable(output: Step) -> list[Step]:
     order: dict[Step, None] = {}
 
     def visit(step: Step) -> None:
-        stack = [(step, iter(step.args))]
+        stack = [(step, iter((*step.args, *step.reads)))]
         while stack:
             current, rest = stack[-1]
             argument = next((arg for arg in rest if arg not in order), None)
@@ -125,17 +135,15 @@ def reachable(output: Step) -> list[Step]:
                 order[current] = None
                 stack.pop()
             else:
-                stack.append((argument, iter(argument.args)))
+                stack.append((argument, iter((*argument.args, *argument.reads))))
 
     visit(output)
     return list(order)
 
 
-def needs(steps: Sequence[Step], wanted: Iterable[Step]) -> dict[Step, int]:
-    """What covariances each step must have so that those `wanted` are known at equal positions: a backward pass."""
-    found = dict.fromkeys(steps, NONE)
-    for step in wanted:
-        found[step] = EQUAL
+def needs(steps: Sequence[Step], wanted: dict[Step, int]) -> dict[Step, int]:
+    """What covariances each step must have so that those `wanted` are known: a backward pass."""
+    found = {step: wanted.get(step, NONE) for step in steps}
     for step in reversed(steps):
         if found[step] == NONE:
             continue
@@ -145,6 +153,19 @@ def needs(steps: Sequence[Step], wanted: Iterable[Step]) -> dict[Step, int]:
     return found
 
 
-def read_variances(steps: Sequence[Step]) -> list[Step]:
-    """The steps whose variances something reads."""
-    return list(dict.fromkeys(arg for step in steps if step.variances for arg in step.args))
+def read_alone(steps: Sequence[Step]) -> dict[Step, int]:
+    """The steps of which something reads covariances of each input with itself: its variances, or its logits."""
+    found = {arg: EQUAL for step in steps if step.variances for arg in step.args}
+    for step in steps:
+        for arg in step.reads:
+            found[arg] = FULL if step.weights is not None and step.weights.tied else max(found.get(arg, NONE), EQUAL)
+    return found
+
+
+def means_wanted(steps: Sequence[Step]) -> set[Step]:
+    """The steps whose means something reads, or passes on to what reads them."""
+    found: set[Step] = set()
+    for step in reversed(steps):
+        if step.means or (step in found and step.role not in ("layer", "activation")):
+            found.update(step.args)
+    return found

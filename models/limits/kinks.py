@@ -15,6 +15,7 @@ POINTS = 17  # Chebyshev points of a panel
 RESOLVED = 1e-11  # size of the last coefficients, relative to the largest value, of a smooth piece
 SMALL = 1e-4  # half the width of a panel that smooth functions do not need, relative to the whole range
 NARROW = 1e-13  # and of one that is small enough
+SPLIT = 0.48619  # where a panel is cut: halving would meet kinks at round numbers, and no panel would have them inside
 MOST = 12  # kinks; what has more is refused
 PANELS = 20_000  # panels to try in all
 RING = (-6.0, 0.0, 6.0)  # where the outer integrand changes fast, around a kink, in widths of the inner Gaussian
@@ -48,7 +49,7 @@ def kinks(phi, radius: float, deviation: float, device: torch.device) -> list[fl
         small = ~rough & (half[:, 0] <= SMALL * radius)
         found += zip(middle[small, 0].tolist(), half[small, 0].tolist(), strict=True)
         rest = panels[rough]
-        centre = rest.mean(1)
+        centre = rest[:, 0] + SPLIT * (rest[:, 1] - rest[:, 0])
         panels = torch.cat([torch.stack([rest[:, 0], centre], 1), torch.stack([centre, rest[:, 1]], 1)])
     return _finest(found, 8 * SMALL * radius)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from models.limits.elementwise import by_quadrature
@@ -98,6 +99,20 @@ def factor(node: fx.Node, name: str) -> float | None:
     if name in _QUOTIENTS and isinstance(second, int | float):
         return 1.0 / second if second else None
     return None
+
+
+def scalar_factor(
+    node: fx.Node, before: fx.Node, call: Callable[..., Any], values: Mapping[fx.Node, Any]
+) -> float | None:
+    """The number by which a call multiplies `before`, if that is all it does; its other arguments are in `values`."""
+    name = name_of(node.target)
+    negative = name in ("neg", "neg_", "negative")
+    if name not in _PRODUCTS and not negative and not (name in _QUOTIENTS and node.args[0] is before):
+        return None
+    if sum(arg is before for arg in node.args) != 1:
+        return None
+    result = call(node, {**values, before: torch.ones((), dtype=torch.float64)})
+    return float(result) if result.numel() == 1 and not result.is_meta else None
 
 
 def sum_of(node: fx.Node, name: str) -> tuple[float, float] | None:

@@ -39,14 +39,16 @@ def padded(k: Kernels, sides: Sequence[int], mode: str) -> Kernels:
     axes = len(k.space)
     if len(sides) % 2 or len(sides) > 2 * axes or k.flat or k.channel_axis != 1:
         raise NoInfiniteWidthLimit("only positions may be padded, not channels or samples")
-    nngp, ntk, space = k.nngp, k.ntk, list(k.space)
+    nngp, ntk, mean, space = k.nngp, k.ntk, k.mean, list(k.space)
     for i in range(len(sides) // 2):
         before, after = sides[2 * i : 2 * i + 2]
         dims = position_dims(axes, k.full)[axes - 1 - i]
         nngp, ntk = (pad(t, dims, before, after, mode) for t in (nngp, ntk))
+        if mean is not None:
+            mean = pad(mean, position_dims(axes, False)[axes - 1 - i], before, after, mode)
         space[axes - 1 - i] += before + after
     # A padded zero is no Gaussian variable of the variance of its neighbours, but of variance 0: still Gaussian.
-    return replace(k, nngp=nngp, ntk=ntk, space=tuple(space))
+    return replace(k, nngp=nngp, ntk=ntk, mean=mean, space=tuple(space))
 
 
 @rule(nn.ZeroPad1d, nn.ZeroPad2d, role="linear")
@@ -71,11 +73,13 @@ def pooled(k: Kernels, pools: Sequence[OneAxis]) -> Kernels:
     axes = len(k.space)
     if axes and not k.full:
         raise NoInfiniteWidthLimit("pooling needs the covariances between positions: register it with mixes=True")
-    nngp, ntk = k.nngp, k.ntk
+    nngp, ntk, mean = k.nngp, k.ntk, k.mean
     for axis, pool in enumerate(pools):
         for dim in position_dims(axes, True)[axis]:
             nngp, ntk = pool(nngp, dim), pool(ntk, dim)
-    return replace(k, nngp=nngp, ntk=ntk, space=tuple(nngp.shape[-axes:]))
+        if mean is not None:
+            mean = pool(mean, axis - axes)
+    return replace(k, nngp=nngp, ntk=ntk, mean=mean, space=tuple(nngp.shape[-axes:]))
 
 
 def _both(value: Any, axes: int) -> tuple[Any, ...]:
@@ -184,9 +188,11 @@ def _mean(k: Kernels, over: list[int]) -> Kernels:
     else:
         dims = [dim for axis in over for dim in position_dims(axes, True)[axis]]
         nngp, ntk = nngp.mean(dims), ntk.mean(dims)
+    mean = None if k.mean is None else k.mean.mean([axis - axes for axis in over])
     space = tuple(length for axis, length in enumerate(k.space) if axis not in over)
     before = sum(1 for axis in over if axis < k.channel_axis - 1)
-    return replace(k, nngp=nngp, ntk=ntk, space=space, full=bool(space), channel_axis=k.channel_axis - before)
+    axis = k.channel_axis - before
+    return replace(k, nngp=nngp, ntk=ntk, mean=mean, space=space, full=bool(space), channel_axis=axis)
 
 
 def _reduce(k: Kernels, dim: Any, keepdim: bool, total: bool) -> Kernels:
@@ -202,7 +208,8 @@ def _reduce(k: Kernels, dim: Any, keepdim: bool, total: bool) -> Kernels:
         count = 1
         for axis in over:
             count *= k.space[axis]
-        result = replace(result, nngp=result.nngp * count**2, ntk=result.ntk * count**2)
+        mean = None if result.mean is None else result.mean * count
+        result = replace(result, nngp=result.nngp * count**2, ntk=result.ntk * count**2, mean=mean)
     if keepdim:
         if len(over) != len(k.space):
             raise NoInfiniteWidthLimit("keepdim=True needs a mean over all positions")

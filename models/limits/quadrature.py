@@ -67,21 +67,22 @@ class DualTable:
         return torch.zeros_like(s) if high == low else ((2 * s - low - high) / (high - low)).clamp(-1, 1)
 
 
-def diagonal_maps(phi: Phi, s: Tensor) -> tuple[Tensor, Tensor, float]:
-    """E[phi(s z)^2] and E[phi'(s z)^2] for standard deviations s [n], z ~ N(0, 1); and their relative error."""
+def single_maps(phi: Phi, s: Tensor, squared: bool = True) -> tuple[tuple[Tensor, Tensor], float]:
+    """E[phi(s z)^2] and E[phi'(s z)^2], or without the squares, for deviations s [n] and normal z; and the error."""
     distinct, where = torch.unique(s.double(), return_inverse=True)
     ends = distinct[[0, -1]]
     breaks = known_breaks(phi, float(ends[1]), s.device)
     count, error = NODES[0], math.inf
-    found = _squares(phi, ends, count, breaks)
+    found = _single(phi, ends, count, breaks, squared)
     while error > TOLERANCE and count < NODES[1]:
         count *= 2
-        finer = _squares(phi, ends, count, breaks)
-        error, found = _difference(found, finer), finer
+        finer = _single(phi, ends, count, breaks, squared)
+        size = None if squared else _single(phi, ends, count, breaks, True).sqrt()  # a mean may be 0
+        error, found = _difference(found, finer, size), finer
     per_chunk = max(CHUNK // (2 * count * (1 + len(breaks))), 1)
-    _converged(error)
-    maps = torch.cat([_squares(phi, part, count, breaks) for part in distinct.split(per_chunk)], 1).to(s)
-    return maps[0][where], maps[1][where], error
+    converged(error)
+    maps = torch.cat([_single(phi, part, count, breaks, squared) for part in distinct.split(per_chunk)], 1).to(s)
+    return (maps[0][where], maps[1][where]), error
 
 
 def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: float = 1e-14) -> DualTable:
@@ -93,14 +94,14 @@ def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: fl
         low = high = (low + high) / 2
     values = _values(phi, low, high, device)
     nodes, error = _enough_nodes(values, low, high, device)
-    _converged(error)
+    converged(error)
     angles, spreads = _enough_points(values, low, high, nodes, device)
     s = _stretch(_chebyshev_points(spreads), low, high).to(device)
     theta = _stretch(_chebyshev_points(angles), 0, math.pi)
     coefficients = _coefficients(values(s, theta.tolist(), nodes), (1, 2, 3))
     tail_angle, tail_spread = _tails(coefficients)
     maps = _trim(coefficients[0]), _trim(coefficients[1])
-    return DualTable((low, high), maps, nodes, _converged(error + tail_angle + tail_spread))
+    return DualTable((low, high), maps, nodes, converged(error + tail_angle + tail_spread))
 
 
 Values = Callable[[Tensor, list[float], int], Tensor]
@@ -117,16 +118,12 @@ def known_breaks(phi: Phi, high: float, device: torch.device) -> list[float]:
 def _values(phi: Phi, low: float, high: float, device: torch.device) -> Values:
     """Polar coordinates where the only kink is at 0, nested quadrature where there are others.
 
-    Kinks elsewhere meet at angle 0 only for equal deviations, so the maps are no smooth function of all three then.
+    Kinks elsewhere meet at angle 0 only for equal deviations, so the maps are no smooth function of all three, and
+    there is a table for one deviation only (see models.limits.nested).
     """
     breaks = known_breaks(phi, high, device)
     if breaks == [0.0]:
         return lambda s, thetas, nodes: _dual_values(phi, s, thetas, nodes)
-    if low < high:
-        raise NoInfiniteWidthLimit(
-            f"the activation has kinks or jumps away from 0, near {[round(x, 3) for x in breaks if x]}, which needs "
-            "inputs of equal norm: scale them to a sphere, or use a smooth activation"
-        )
     return lambda s, thetas, nodes: _nested_values(phi, s, thetas, max(nodes // 2, 16), breaks)
 
 
@@ -199,13 +196,13 @@ def _enough_points(values: Values, low: float, high: float, nodes: int, device: 
     return angles, spreads
 
 
-def _squares(phi: Phi, s: Tensor, count: int, breaks: list[float]) -> Tensor:
-    """[2, n]: E[phi(s z)^2] and E[phi'(s z)^2] by `count` nodes between kinks."""
+def _single(phi: Phi, s: Tensor, count: int, breaks: list[float], squared: bool) -> Tensor:
+    """[2, n]: E[phi(s z)^2] and E[phi'(s z)^2], or without the squares, by `count` nodes between kinks."""
     points = torch.tensor(breaks, dtype=s.dtype, device=s.device)
     z, weight = panels(points / s[:, None].clamp_min(1e-150), count, RADIUS)
     weight = weight * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     both = with_slope(phi, s[:, None] * z)
-    return torch.stack([(h * h * weight).sum(1) for h in both])
+    return torch.stack([((h * h if squared else h) * weight).sum(1) for h in both])
 
 
 def _legendre(count: int, low: float, high: float, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,7 +253,7 @@ def _scale(maps: Tensor) -> Tensor:
     return torch.where(largest > 0, largest, 1.0).reshape(-1, *[1] * (maps.ndim - 1))
 
 
-def _converged(error: float) -> float:
+def converged(error: float) -> float:
     if not error <= WORST:  # not a number counts too
         raise NoInfiniteWidthLimit(
             f"the quadrature reaches only a relative error of {error:.0e}, "
@@ -265,8 +262,8 @@ def _converged(error: float) -> float:
     return error
 
 
-def _difference(coarse: Tensor, fine: Tensor) -> float:
-    return float(((coarse - fine) / _scale(fine)).abs().amax())
+def _difference(coarse: Tensor, fine: Tensor, size: Tensor | None = None) -> float:
+    return float(((coarse - fine) / _scale(fine if size is None else size)).abs().amax())
 
 
 def _evaluate(coefficients: Tensor, y1: Tensor, y2: Tensor, x: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class Rule:
     mixes: reads covariances between different positions, as pooling does.
     equal: reads covariances at equal positions only, whatever is needed of its result.
     own: treats an input's covariance with itself differently, as dropout does.
+    means: reads `means`, the mean over units of each input's features, as normalisation does.
     joint: acts on all units together, but not by a sum: gets the kernels of all units as its last argument.
     """
 
@@ -52,6 +53,7 @@ class Rule:
     mixes: bool = False
     equal: bool = False
     own: bool = False
+    means: bool = False
     joint: bool = False
 
 
@@ -71,7 +73,7 @@ def _make(apply: Callable[..., Kernels], role: Role, flags: dict[str, bool]) -> 
 def rule(*types: type[nn.Module], role: Role = "other", **flags: bool) -> Callable[[AnyRule], AnyRule]:
     """Decorator: the function maps (module, Kernels of its input) to the Kernels of its output, for these types.
 
-    `role` and the flags variances, mixes, equal, own, joint: see `Rule`. ValueError for an unknown role.
+    `role` and the flags variances, mixes, equal, own, means, joint: see `Rule`. ValueError for an unknown role.
     """
 
     def register(function: AnyRule) -> AnyRule:

@@ -38,6 +38,9 @@ class Kernels:
     diagonal: bool = False  # the pairs are (x, x) at equal positions
     same: Literal["none", "tile", "all"] = "none"  # pairs of one input with itself: the first columns of a tile, or all
     variances: tuple[Tensor, Tensor] | None = None
+    mean: Tensor | None = None  # E[h(x)] of inputs with themselves [n, *positions]; None: 0 if gaussian, else not known
+    means: tuple[Tensor, Tensor] | None = None  # of x and x', for rules that said they read them
+    mixing: tuple[Tensor, Tensor] | None = None  # of attention: weights of x and of x' that broadcast as matrices
     memo: dict[str, Any] = field(default_factory=dict)  # of this step and call: filled on the diagonal, read by tiles
 
     @property
@@ -94,7 +97,8 @@ class Kernels:
     def with_axes(self, axes: int) -> Kernels:
         """The same with axes of one position each, after all positions were averaged."""
         shape = (*self.nngp.shape, *[1] * (2 * axes))
-        return replace(self, nngp=self.nngp.reshape(shape), ntk=self.ntk.reshape(shape), full=True)
+        mean = None if self.mean is None else self.mean.reshape(*self.mean.shape, *[1] * axes)
+        return replace(self, nngp=self.nngp.reshape(shape), ntk=self.ntk.reshape(shape), mean=mean, full=True)
 
     def positions(self) -> str:
         """For error messages."""

@@ -1,4 +1,4 @@
-"""Rules of the layers with weights, of normalisation and dropout, and of those that only rename axes."""
+"""Rules of the layers with weights, of dropout, of sums, and of what only renames axes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from models.checks import check_std
 from models.layers import Conv2d, Linear
-from models.limits.positions import Window, all_dims, mean_over_positions, position_dims, window_sum
-from models.limits.registry import function_rule, rule
+from models.limits.positions import Window, mean_over_positions, position_dims, window_sum
+from models.limits.registry import Rule, function_rule, rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit, equal_positions
 
 
@@ -146,7 +146,8 @@ def identity(module: nn.Identity, k: Kernels) -> Kernels:
 def scaled(k: Kernels, factor: float) -> Kernels:
     """factor * h."""
     square = factor * factor
-    return replace(k, nngp=k.nngp * square, ntk=k.ntk * square)
+    mean = None if k.mean is None else k.mean * factor
+    return replace(k, nngp=k.nngp * square, ntk=k.ntk * square, mean=mean)
 
 
 def dropout(k: Kernels, p: float, whole_channels: bool) -> Kernels:
@@ -157,7 +158,8 @@ def dropout(k: Kernels, p: float, whole_channels: bool) -> Kernels:
         raise NoInfiniteWidthLimit("dropout of everything (p = 1) leaves no network")
     factor = 1 / (1 - p)
     nngp, ntk = (_scale_same(t, k, factor, whole_channels) for t in (k.nngp, k.ntk))
-    return replace(k, nngp=nngp, ntk=ntk, gaussian=False)
+    mean = None if k.mean is None else k.mean.clone()  # as it was
+    return replace(k, nngp=nngp, ntk=ntk, mean=mean, gaussian=False)
 
 
 def _scale_same(kernel: Tensor, k: Kernels, factor: float, whole_channels: bool) -> Tensor:
@@ -201,6 +203,23 @@ def flatten_function(k: Kernels, start_dim: int = 0, end_dim: int = -1, **_: Any
     return _flat(k)
 
 
+def positions_flattened(k: Kernels, start_dim: int = 2, end_dim: int = -1) -> Kernels:
+    """Flattening from axis 2: height and width become one axis of positions, as attention takes them."""
+    axes = len(k.space)
+    if k.flat or k.channel_axis != 1 or axes == 0 or end_dim not in (-1, axes + 1):
+        raise NoInfiniteWidthLimit(
+            "flattening may keep the channels only where all axes after them are positions: [samples, channels, ...]"
+        )
+    count = math.prod(k.space)
+    pairs = k.nngp.shape[: k.nngp.ndim - axes * (2 if k.full else 1)]
+    shape = (*pairs, *[count] * (2 if k.full else 1))
+    mean = None if k.mean is None else k.mean.reshape(-1, count)
+    return replace(k, nngp=k.nngp.reshape(shape), ntk=k.ntk.reshape(shape), mean=mean, space=(count,))
+
+
+FLATTEN_POSITIONS = Rule(positions_flattened, "linear", variances=False)
+
+
 def _flat(k: Kernels) -> Kernels:
     return replace(k.at_equal_positions(), flat=bool(k.space), channel_axis=1)
 
@@ -225,7 +244,7 @@ def _permute(k: Kernels, *order: Any) -> Kernels:
     return replace(k, channel_axis=new.index(k.channel_axis))
 
 
-@function_rule("transpose", torch.transpose, role="linear")
+@function_rule("transpose", torch.transpose, "swapaxes", torch.swapaxes, role="linear")
 def _transpose(k: Kernels, first: int, second: int) -> Kernels:
     order = list(range(2 + (0 if k.flat else len(k.space))))
     order[first], order[second] = order[second], order[first]
@@ -237,108 +256,6 @@ def _unchanged(k: Kernels, *args: Any, **kwargs: Any) -> Kernels:
 
 
 function_rule("contiguous", "clone", torch.clone, role="linear")(_unchanged)
-
-
-def normalised(
-    k: Kernels, statistics: Kernels, eps: float, over_positions: bool, gain: bool, bias: bool, per_position: bool
-) -> Kernels:
-    """(h - mean) / sqrt(variance + eps) over all units, with gain 1 and bias 0 that may be trained.
-
-    h has mean 0 and, over many units, the variance q; derivatives of mean and variance vanish in the limit. The gain's
-    derivative is h itself, and the graph keeps it apart until a layer sums over units: an activation in between is
-    not independent of it.
-    """
-    if not (k.gaussian and statistics.gaussian):
-        raise NoInfiniteWidthLimit(
-            "normalisation has a limit where its inputs have mean zero, after a layer with random weights: "
-            "put it before the activation"
-        )
-    axes = len(k.space)
-    factors = []
-    for q in (statistics.q1, statistics.q2):
-        mean = q.mean(all_dims(axes, k.full), keepdim=True) if axes and over_positions else q
-        factors.append((mean + eps).rsqrt())
-    nngp, ntk = ((t * factors[0]).mul_(factors[1]) for t in (k.nngp, k.ntk))
-    if bias:
-        if per_position and k.full:  # biases of two positions are different parameters
-            equal_positions(ntk, axes).add_(1.0)
-        else:
-            ntk.add_(1.0)
-    if gain and k.gain and k.gain_each != per_position:
-        raise NoInfiniteWidthLimit("follows a trained gain of another shape: freeze one of the two gains")
-    each = per_position if gain else k.gain_each
-    return replace(k, nngp=nngp, ntk=ntk, gain=k.gain + gain, gain_each=each)
-
-
-def _normalisation(
-    k: Kernels, joint: Kernels, shape: tuple[int, ...], eps: float, weight: Tensor | None, bias: Tensor | None
-) -> Kernels:
-    """Layer normalisation over the last axes, whose sizes are `shape`."""
-    if joint.space != k.space:
-        raise NoInfiniteWidthLimit("normalise branches before flattening and concatenating them")
-    sizes = [joint.units] if k.flat else list(k.space)
-    if not k.flat:
-        sizes.insert(k.channel_axis - 1, joint.channels)
-    if list(shape) != sizes[len(sizes) - len(shape) :]:
-        raise NoInfiniteWidthLimit(f"normalises axes of sizes {list(shape)}, but its input has {sizes}")
-    everything = len(shape) == len(sizes)
-    if not everything and (k.channel_axis != len(sizes) or len(shape) != 1):
-        raise NoInfiniteWidthLimit("layer normalisation must run over the channels, alone or with all positions")
-    gain, shift = (p is not None and p.requires_grad for p in (weight, bias))
-    over_positions = everything and bool(k.space)
-    return normalised(k, joint, eps, over_positions, gain, shift, over_positions)
-
-
-@rule(nn.LayerNorm, role="linear", variances=True, joint=True)
-def layer_norm(module: nn.LayerNorm, k: Kernels, joint: Kernels) -> Kernels:
-    return _normalisation(k, joint, tuple(module.normalized_shape), module.eps, module.weight, module.bias)
-
-
-@function_rule(functional.layer_norm, role="linear", variances=True, joint=True)
-def _layer_norm_function(
-    k: Kernels,
-    normalized_shape: tuple[int, ...],
-    weight: None = None,
-    bias: None = None,
-    eps: float = 1e-5,
-    joint: Kernels | None = None,
-) -> Kernels:
-    return _normalisation(k, joint or k, tuple(normalized_shape), eps, weight, bias)
-
-
-@rule(nn.GroupNorm, role="linear", variances=True, joint=True)
-def group_norm(module: nn.GroupNorm, k: Kernels, joint: Kernels) -> Kernels:
-    """Groups of many channels each: every group's variance is that of all channels."""
-    if k.channel_axis != 1 or joint.channels != module.num_channels or k.flat:
-        raise NoInfiniteWidthLimit(
-            f"takes [samples, {module.num_channels} channels, positions], not {joint.channels} channels "
-            f"on axis {k.channel_axis}"
-        )
-    if joint is not k and module.num_groups > 1 and joint.channels != k.channels:
-        raise NoInfiniteWidthLimit("groups of concatenated branches differ: use one group, or normalise before")
-    trained = [p is not None and p.requires_grad for p in (module.weight, module.bias)]
-    return normalised(k, joint, module.eps, bool(k.space), trained[0], trained[1], per_position=False)
-
-
-@rule(nn.BatchNorm1d, nn.BatchNorm2d, role="linear")
-def batch_norm(module: nn.BatchNorm1d, k: Kernels) -> Kernels:
-    """In evaluation mode, with the running statistics of a new module."""
-    if module.training or module.running_mean is None or module.running_var is None:
-        raise NoInfiniteWidthLimit(
-            "batch normalisation in training mode couples the inputs of a batch, so there is no kernel of two "
-            "inputs: call .eval(), or use torch.nn.LayerNorm"
-        )
-    variance = module.running_var
-    if bool((module.running_mean != 0).any()) or bool((variance != variance[0]).any()):
-        raise NoInfiniteWidthLimit("batch normalisation must hold the running statistics of a new module")
-    square = 1 / (float(variance[0]) + module.eps)
-    nngp, ntk = k.nngp * square, k.ntk * square
-    gain = module.weight is not None and module.weight.requires_grad
-    if gain and k.gain_each:
-        raise NoInfiniteWidthLimit("follows a trained gain of another shape: freeze one of the two gains")
-    if module.bias is not None and module.bias.requires_grad:
-        ntk.add_(1.0)
-    return replace(k, nngp=nngp, ntk=ntk, gain=k.gain + gain)
 
 
 def merged(*parts: Kernels) -> Kernels:
@@ -353,16 +270,16 @@ def merged(*parts: Kernels) -> Kernels:
         return sum(t * (k.channels / units) for t, k in zip(tensors, parts, strict=True))  # type: ignore[return-value]
 
     first = parts[0]
-    variances = None
-    if all(k.variances is not None for k in parts):
-        variances = average([k.q1 for k in parts]), average([k.q2 for k in parts])
+    means: list[Tensor] | None = None
+    if not all(k.gaussian for k in parts) and all(k.gaussian or k.mean is not None for k in parts):
+        means = [torch.zeros_like(k.nngp) if k.mean is None else k.mean for k in parts]
     return replace(
         first,
         nngp=average([k.nngp for k in parts]),
         ntk=average([k.ntk for k in parts]),
         channels=units,
         gaussian=all(k.gaussian for k in parts),
-        variances=variances,
+        mean=None if means is None else average(means),
     )
 
 
@@ -375,4 +292,13 @@ def added(first: Kernels, second: Kernels) -> Kernels:
             f"{second.channels} channels with {second.positions()}"
         )
     gaussian = first.gaussian and second.gaussian
-    return replace(first, nngp=first.nngp + second.nngp, ntk=first.ntk + second.ntk, gaussian=gaussian, variances=None)
+    nngp, ntk = first.nngp + second.nngp, first.ntk + second.ntk
+    return replace(first, nngp=nngp, ntk=ntk, gaussian=gaussian, mean=_mean_of_sum(first, second), variances=None)
+
+
+def _mean_of_sum(first: Kernels, second: Kernels) -> Tensor | None:
+    """None where a mean is not known, or both are 0."""
+    known = [k.mean for k in (first, second) if k.mean is not None]
+    if len(known) == 2:
+        return known[0] + known[1]
+    return known[0] if known and (first.gaussian or second.gaussian) else None

@@ -10,13 +10,15 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.dropout import _DropoutNd
 
+from models.attention import SelfAttention
 from models.layers import Conv2d, Linear
-from models.limits import pointwise
+from models.limits import pointwise, products
+from models.limits.attention import Weights
 from models.limits.graph import Step, Streams, add, reachable, transform
 from models.limits.pointwise import Pointwise
 from models.limits.registry import Rule, module_rule, rule_of_function
 from models.limits.state import Kernels, NoInfiniteWidthLimit
-from models.limits.structural import scaled
+from models.limits.structural import FLATTEN_POSITIONS, positions_flattened, scaled
 
 CONCATENATIONS = ("cat", "concat", "concatenate")
 SIZES = ("size", "dim", "shape", "ndim")
@@ -24,12 +26,8 @@ SIZES = ("size", "dim", "shape", "ndim")
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, Linear | Conv2d) or module_rule(m) is not None
+        ours = isinstance(m, Linear | Conv2d | SelfAttention) or module_rule(m) is not None
         return ours or super().is_leaf_module(m, module_qualified_name)
-
-
-class _Size:
-    """A size of a tensor on the way, of which only the number of samples is asked."""
 
 
 class Program:
@@ -51,10 +49,11 @@ class Program:
         self.code = "; ".join(node.format_node() or "" for node in self.nodes)
         self.features: set[fx.Node] = set()  # functions of the input alone
         self.constants: dict[fx.Node, Any] = {}
-        self._sizes: set[fx.Node] = set()
-        self._points: dict[fx.Node, Pointwise] = {}
-        self._streams: dict[fx.Node, Streams] = {}
+        self.sizes: set[fx.Node] = set()
+        self.points: dict[fx.Node, Pointwise] = {}
+        self.streams: dict[fx.Node, Streams] = {}
         self._owners: dict[int, str] = {}
+        self.weights: dict[fx.Node, Weights] = {}  # of attention
         for node in self.nodes:
             self._sort(node)
         self.steps = reachable(self.output)
@@ -63,14 +62,19 @@ class Program:
         """The steps that start from features of the input."""
         return [step for step in self.steps if step.apply is None]
 
-    def run_features(self, x: Tensor) -> dict[Step, Tensor]:
-        """The features of x [n, ...] that enter random layers, each [n, ...]."""
+    def values(self, x: Tensor) -> dict[fx.Node, Any]:
+        """What the calls return that depend on x [n, ...] alone, or on nothing."""
         values: dict[fx.Node, Any] = dict(self.constants)
         # Operations in place must not reach the caller's inputs.
         values[self.input] = x.clone() if len(self.features) > 1 else x
         for node in self.nodes:
             if node in self.features and node is not self.input:
-                values[node] = self._call(node, values)
+                values[node] = self.call(node, values)
+        return values
+
+    def run_features(self, x: Tensor) -> dict[Step, Tensor]:
+        """The features of x [n, ...] that enter random layers, each [n, ...]."""
+        values = self.values(x)
         found = {}
         for step in self.inputs():
             value = values[step.node]
@@ -103,12 +107,12 @@ class Program:
         elif node.op == "output":
             self._sort_output(node)
         elif all(arg in self.constants for arg in node.all_input_nodes):
-            self.constants[node] = self._call(node, self.constants)
+            self.constants[node] = self.call(node, self.constants)
         elif all(arg in self.features or arg in self.constants for arg in node.all_input_nodes) and self._runs(node):
             self.features.add(node)
         else:
             self._compile(node)
-            if not node.users and node not in self._sizes:
+            if not node.users and node not in self.sizes:
                 raise NoInfiniteWidthLimit(
                     f"The result of {self.name(node)} is not used: drop the call, or use what it returns "
                     "(changes in place are not followed)."
@@ -118,17 +122,19 @@ class Program:
         result = node.args[0]
         if not isinstance(result, fx.Node):
             raise NoInfiniteWidthLimit("The network returns several values: it must return one tensor.")
-        if not self._known(result):
+        if result in self.weights:
+            raise self.no_rule(result)
+        if not self.known(result):
             raise NoInfiniteWidthLimit(
                 "The network has no layer with random weights, so it has no infinite-width limit."
             )
-        streams = self._materialise(result)
+        streams = self.materialise(result)
         if len(streams) > 1:
             raise NoInfiniteWidthLimit("The network returns a concatenation: end it in a linear layer.")
         self.output = streams[0]
 
-    def _known(self, node: fx.Node) -> bool:
-        return node in self._streams or node in self._points
+    def known(self, node: fx.Node) -> bool:
+        return node in self.streams or node in self.points
 
     def _runs(self, node: fx.Node) -> bool:
         """Whether a call before the first random layer may run as it is: it holds no state and draws no numbers."""
@@ -142,28 +148,43 @@ class Program:
     def _compile(self, node: fx.Node) -> None:
         """Find the steps of a call that has a random tensor, or a layer with weights, in it."""
         if node.op == "call_module":
-            self._compile_module(node)
+            if any(arg in self.weights for arg in node.all_input_nodes):
+                products.take(self, node, "")
+            else:
+                self._compile_module(node)
             return
         name = pointwise.name_of(node.target)
         if (node.args[1] if name == "getattr" else name) in SIZES:
-            self._sizes.add(node)
+            self.sizes.add(node)
+        elif name == "getattr" and node.args[1] == "mT":
+            turn, (source,) = rule_of_function("transpose"), node.all_input_nodes
+            assert turn is not None
+            apply = lambda k: turn.apply(k, -2, -1)  # noqa: E731
+            self.streams[node] = transform(turn, apply, self.name(node), node, self.materialise(source))
+        elif products.is_product(self, node, name):
+            products.take(self, node, name)
         elif name in CONCATENATIONS:
-            self._streams[node] = self._concatenate(node)
-        elif all(arg in self._sizes or arg in self.constants for arg in node.all_input_nodes):
-            self._sizes.add(node)
+            self.streams[node] = self._concatenate(node)
+        elif all(arg in self.sizes or arg in self.constants for arg in node.all_input_nodes):
+            self.sizes.add(node)
         elif not self._compile_pointwise(node, name):
-            rule = rule_of_function(node.target)
-            tensors = [arg for arg in node.all_input_nodes if arg not in self._sizes]
-            if rule is None or len(tensors) != 1 or node.args[0] is not tensors[0] or tensors[0] in self.constants:
-                raise self._no_rule(node)
-            args = map_arg(node.args[1:], lambda arg: -1)
-            kwargs = map_arg(node.kwargs, lambda arg: -1)
+            self._compile_function(node, name)
 
-            def apply(k: Kernels, *joint: Kernels) -> Kernels:
-                extra = {"joint": joint[0]} if joint else {}
-                return rule.apply(k, *args, **kwargs, **extra)
+    def _compile_function(self, node: fx.Node, name: str) -> None:
+        rule = rule_of_function(node.target)
+        if name == "flatten" and (*node.args, 0)[1] == 2:
+            rule = FLATTEN_POSITIONS
+        tensors = [arg for arg in node.all_input_nodes if arg not in self.sizes]
+        if rule is None or len(tensors) != 1 or node.args[0] is not tensors[0] or tensors[0] in self.constants:
+            raise self.no_rule(node)
+        args = map_arg(node.args[1:], lambda arg: -1)
+        kwargs = map_arg(node.kwargs, lambda arg: -1)
 
-            self._streams[node] = transform(rule, apply, self.name(node), node, self._materialise(tensors[0]))
+        def apply(k: Kernels, *joint: Kernels) -> Kernels:
+            extra = {"joint": joint[0]} if joint else {}
+            return rule.apply(k, *args, **kwargs, **extra)
+
+        self.streams[node] = transform(rule, apply, self.name(node), node, self.materialise(tensors[0]))
 
     def _compile_module(self, node: fx.Node) -> None:
         module = self.root.get_submodule(str(node.target))
@@ -171,22 +192,28 @@ class Program:
         if isinstance(module, nn.MultiheadAttention):
             raise NoInfiniteWidthLimit(
                 f"{self.name(node)} has no deterministic limit, as its softmax scales by 1 / sqrt(d), where the "
-                "attention weights stay random: leave it out."
+                "attention weights stay random: use models.attention.SelfAttention, which scales by 1 / d."
             )
-        if rule is None:
+        if rule is None and type(module) is not SelfAttention:
             raise NoInfiniteWidthLimit(
                 f"No infinite-width rule for {self.name(node)}: replace it, or register a rule for its type "
                 "with models.limits.rule."
             )
         self._own(node, module)
         if len(node.all_input_nodes) != 1 or len(node.args) != 1:
-            raise self._no_rule(node)
-        if rule.role == "activation" and self._known(node.all_input_nodes[0]):
-            self._points[node] = self._extend(node, [node.all_input_nodes[0]], None)
+            raise self.no_rule(node)
+        if rule is None:
+            assert isinstance(module, SelfAttention)
+            products.take_module(self, node, module)
+            return
+        if rule.role == "activation" and self.known(node.all_input_nodes[0]):
+            self.points[node] = self._extend(node, [node.all_input_nodes[0]], None)
             return
         apply = _of_module(rule, module)
-        streams = self._materialise(node.all_input_nodes[0], channels_last=_reads_last_axis(module))
-        self._streams[node] = transform(rule, apply, self.name(node), node, streams, module=module)
+        if isinstance(module, nn.Flatten) and module.start_dim == 2:
+            rule, apply = FLATTEN_POSITIONS, lambda k: positions_flattened(k, end_dim=module.end_dim)
+        streams = self.materialise(node.all_input_nodes[0], channels_last=_reads_last_axis(module))
+        self.streams[node] = transform(rule, apply, self.name(node), node, streams, module=module)
 
     def _compile_pointwise(self, node: fx.Node, name: str) -> bool:
         """Element-wise functions of one random source become one activation; sums of two, a sum of branches."""
@@ -194,12 +221,12 @@ class Program:
         known = pointwise.elementwise_name(node, name) if rule is None else rule.role == "activation"
         if not known:
             return False
-        tensors = [arg for arg in node.all_input_nodes if arg not in self.constants and arg not in self._sizes]
-        if any(arg in self._sizes for arg in node.all_input_nodes) or not self._scalars(node):
-            raise self._no_rule(node)
-        sources = {self._source(arg) for arg in tensors}
+        tensors = [arg for arg in node.all_input_nodes if arg not in self.constants and arg not in self.sizes]
+        if any(arg in self.sizes for arg in node.all_input_nodes) or not self._scalars(node):
+            raise self.no_rule(node)
+        sources = {self.source(arg) for arg in tensors}
         if len(sources) == 1:
-            self._points[node] = self._extend(node, tensors, pointwise.factor(node, name))
+            self.points[node] = self._extend(node, tensors, pointwise.factor(node, name))
             return True
         signs = pointwise.sum_of(node, name)
         if signs is None:
@@ -208,46 +235,46 @@ class Program:
                 "no rule: write them as a sum, or as element-wise functions of one tensor."
             )
         branches = [self._scaled(node, arg, sign) for arg, sign in zip(tensors, signs, strict=True)]
-        self._streams[node] = add(branches[0], branches[1], self.name(node), node)
+        self.streams[node] = add(branches[0], branches[1], self.name(node), node)
         return True
 
     def _scalars(self, node: fx.Node) -> bool:
         constants = [self.constants[arg] for arg in node.all_input_nodes if arg in self.constants]
         return all(not isinstance(value, Tensor) or value.numel() == 1 for value in constants)
 
-    def _source(self, node: fx.Node) -> fx.Node:
-        return self._points[node].source if node in self._points else node
+    def source(self, node: fx.Node) -> fx.Node:
+        return self.points[node].source if node in self.points else node
 
     def _extend(self, node: fx.Node, tensors: list[fx.Node], factor: float | None) -> Pointwise:
-        source = self._source(tensors[0])
-        below = [self._points[arg] for arg in dict.fromkeys(tensors) if arg in self._points]
+        source = self.source(tensors[0])
+        below = [self.points[arg] for arg in dict.fromkeys(tensors) if arg in self.points]
         return pointwise.extend(source, below, node, len(node.all_input_nodes) == 1, factor)
 
     def _scaled(self, node: fx.Node, arg: fx.Node, factor: float) -> Streams:
-        streams = self._materialise(arg)
+        streams = self.materialise(arg)
         if factor == 1:
             return streams
         rule = Rule(scaled, "linear", variances=False)
         return transform(rule, lambda k: scaled(k, factor), self.name(node), node, streams)
 
-    def _materialise(self, node: fx.Node, channels_last: bool = False) -> Streams:
+    def materialise(self, node: fx.Node, channels_last: bool = False) -> Streams:
         """The streams of a node: its features as an input, or its activation as a step."""
-        if node in self._streams:
-            return self._streams[node]
-        if node in self._points:
-            streams = self._activation(self._points[node])
+        if node in self.streams:
+            return self.streams[node]
+        if node in self.points:
+            streams = self._activation(self.points[node])
         elif node in self.features:
             streams = (Step(self._consumer(node), node, None, channels_last=channels_last),)
         else:
-            raise self._no_rule(node)
-        self._streams[node] = streams
+            raise self.no_rule(node)
+        self.streams[node] = streams
         return streams
 
     def _consumer(self, node: fx.Node) -> str:
         return self.name(next(iter(node.users)))
 
     def _activation(self, point: Pointwise) -> Streams:
-        streams = self._materialise(point.source)
+        streams = self.materialise(point.source)
         for part in pointwise.parts(point):
             label = self.name(part.node)
             if part.factor is not None:
@@ -294,7 +321,7 @@ class Program:
         def function(z: Tensor) -> Tensor:
             values: dict[fx.Node, Any] = {**self.constants, start: z}
             for node in part.nodes:
-                values[node] = self._call(node, values)
+                values[node] = self.call(node, values)
             return values[last]
 
         return function
@@ -311,7 +338,7 @@ class Program:
     def _arguments(self, node: fx.Node, tensors: Any) -> Iterator[fx.Node]:
         for arg in tensors:
             if not isinstance(arg, fx.Node) or arg in self.constants:
-                raise self._no_rule(node)
+                raise self.no_rule(node)
             yield arg
 
     def _checked(self, node: fx.Node, arg: fx.Node, dim: int) -> Streams:
@@ -323,9 +350,9 @@ class Program:
             return k
 
         rule = Rule(check, "linear", variances=False)
-        return transform(rule, check, self.name(node), node, self._materialise(arg))
+        return transform(rule, check, self.name(node), node, self.materialise(arg))
 
-    def _no_rule(self, node: fx.Node) -> NoInfiniteWidthLimit:
+    def no_rule(self, node: fx.Node) -> NoInfiniteWidthLimit:
         return NoInfiniteWidthLimit(
             f"No infinite-width rule for the call of {self.name(node)}: replace it by a module, or register a "
             "rule with models.limits.function_rule, or the module around it with models.limits.elementwise."
@@ -352,7 +379,7 @@ class Program:
             )
         return value
 
-    def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         args = map_arg(node.args, lambda arg: values[arg])
         kwargs = map_arg(node.kwargs, lambda arg: values[arg])
         if node.op == "call_module":

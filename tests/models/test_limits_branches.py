@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from models.layers import Conv2d, Linear
-from models.limits import NoInfiniteWidthLimit, infinite_width
+from models.limits import NoInfiniteWidthLimit, check_rule, infinite_width
 from models.resnet import resnet
 
 
@@ -193,6 +193,67 @@ def test_layer_norm_forgets_the_scale() -> None:
     torch.testing.assert_close(plain.nngp, scaled.nngp, rtol=1e-12, atol=0)
     # The variance before the read-out is 1 / 2 for every input.
     torch.testing.assert_close(plain.nngp.diagonal(), torch.full((4,), 1.69 / 2 + 0.04, dtype=torch.float64))
+
+
+class Parts(nn.Module):
+    """A layer of several parts, made for a width."""
+
+    def __init__(self, forward, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts, self.function = nn.ModuleList(parts), forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x, *self.parts)
+
+
+AFTER_ACTIVATION = {
+    "LayerNorm": (lambda w: nn.LayerNorm(w, eps=0.1), (), True),
+    "sigmoid": (lambda w: nn.Sequential(nn.Sigmoid(), nn.LayerNorm(w, eps=0.01)), (), False),
+    "residual": (
+        lambda w: Parts(lambda x, a, n: n(x + 0.7 * a(x)), Linear(w, w, 1.4, 0.2), nn.LayerNorm(w, eps=0.1)),
+        (),
+        True,
+    ),
+    "concatenated": (
+        lambda w: Parts(
+            lambda x, a, n: n(torch.cat([-x, torch.sigmoid(a(x))], 1)),
+            Linear(w, w // 2, 1.4, 0.2),
+            nn.LayerNorm(w + w // 2, eps=0.1),
+        ),
+        (),
+        True,
+    ),
+    "GroupNorm": (lambda w: nn.GroupNorm(1, w), (3, 3), True),
+    "pooled and padded": (
+        lambda w: nn.Sequential(
+            nn.AvgPool2d(2), nn.GroupNorm(2, w, affine=False), nn.ZeroPad2d(1), nn.LayerNorm([w, 4, 4])
+        ),
+        (4, 4),
+        True,
+    ),
+    "flat": (lambda w: nn.Sequential(nn.Flatten(), nn.LayerNorm(9 * w)), (3, 3), True),
+    "averaged": (lambda w: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.GroupNorm(1, w)), (3, 3), True),
+    "twice": (lambda w: nn.Sequential(nn.LayerNorm(w), nn.BatchNorm1d(w).eval(), nn.LayerNorm(w)), (), True),
+}
+
+
+@pytest.mark.parametrize("case", AFTER_ACTIVATION)
+def test_normalisation_after_an_activation_against_finite_networks(case) -> None:
+    make, space, activation = AFTER_ACTIVATION[case]
+    check_rule(make, space, 64, 80, activation)
+
+
+def test_normalised_relus_written_out() -> None:
+    x = inputs(4, 5)
+    limit = infinite_width(nn.Sequential(dense(5, 8), nn.ReLU(), nn.LayerNorm(8, eps=0.3), dense(8, 1)))(x)
+    k = 1.69 * (x @ x.T).numpy() / 5 + 0.04
+    value, slope = arc_cosine(np.diag(k), k, np.diag(k))
+    mean = np.sqrt(np.diag(k) / (2 * math.pi))
+    size = np.sqrt(np.diag(k) / 2 - mean**2 + 0.3)
+    nngp = (value - np.outer(mean, mean)) / np.outer(size, size)
+    ntk = slope * k / np.outer(size, size) + nngp + 1  # gain and bias
+    np.testing.assert_allclose(limit.nngp.numpy(), 1.69 * nngp + 0.04, rtol=1e-8)
+    np.testing.assert_allclose(limit.ntk.numpy(), 1.69 * (ntk + nngp) + 0.04, rtol=1e-7)
 
 
 @pytest.mark.parametrize("which", [nn.Dropout, nn.Dropout2d])

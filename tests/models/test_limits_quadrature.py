@@ -25,7 +25,10 @@ from models.activations import (
 )
 from models.layers import Linear
 from models.limits import NoInfiniteWidthLimit, elementwise, infinite_width
-from models.limits.quadrature import diagonal_maps, dual_table
+from models.limits.kinks import kinks
+from models.limits.nested import nested, pair_maps
+from models.limits.piecewise import dual, pieces
+from models.limits.quadrature import dual_table, known_breaks, single_maps
 
 TANH_SLOPE = lambda z: 1 / math.cosh(z) ** 2  # noqa: E731
 SCALAR = {
@@ -153,7 +156,7 @@ def test_stated_error_bounds_the_actual_one(name) -> None:
     table = dual_table(phi, 0.4, 2.0, torch.device("cpu"))
     s = torch.linspace(0.4, 2.0, 7, dtype=torch.float64)
     value, slope = (t[0] for t in table(s[None], s[None], torch.zeros(1, 7, 7, dtype=torch.float64)))
-    exact_value, exact_slope, error = diagonal_maps(phi, s)
+    (exact_value, exact_slope), error = single_maps(phi, s)
     assert table.error < 1e-9
     assert error < 1e-9
     # At angle 0 and equal deviations the table must agree with the one-dimensional quadrature.
@@ -249,12 +252,71 @@ def test_straight_pieces_against_a_grid(function) -> None:
         assert slope.item() == pytest.approx((outer @ (du * (dv @ inner))).item(), abs=4e-3)
 
 
-def test_other_kinks_away_from_zero_need_equal_norms() -> None:
-    x = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
-    limit = infinite_width(nn.Sequential(Linear(2, 3), nn.Hardswish(), Linear(3, 1)))
-    assert limit(x).error < 1e-8
-    with pytest.raises(NoInfiniteWidthLimit, match=r"kinks or jumps away from 0, near \[-3.0, 3.0\]"):
-        limit(torch.cat([x, 2 * x]))
+def _hardswish_moments(a: float, b: float, k: float) -> tuple[float, float]:
+    """E[h(u) h(v)] and E[h'(u) h'(v)] for the hard swish: scipy over u, and v given u in pieces of 2,000 midpoints."""
+    rest, middle = math.sqrt(b - k * k / a), (np.arange(2000) + 0.5) / 2000
+
+    def h(z: np.ndarray) -> np.ndarray:
+        return z * np.clip((z + 3) / 6, 0, 1)
+
+    def slope(z: np.ndarray) -> np.ndarray:
+        return np.where(z > 3, 1.0, np.where(z < -3, 0.0, (2 * z + 3) / 6))
+
+    def given(f, mean: float) -> float:
+        low, high = mean - 9 * rest, mean + 9 * rest
+        ends = [low, *[x for x in (-3, 3) if low < x < high], high]
+        total = 0.0
+        for start, stop in itertools.pairwise(ends):
+            v = start + (stop - start) * middle
+            total += float((f(v) * _normal((v - mean) / rest)).sum()) * (stop - start) / 2000 / rest
+        return total
+
+    found = []
+    edges = sorted({x for x in (-3, 3, *(s * 3 * a / k for s in (-1, 1))) if abs(x) < 9 * math.sqrt(a)})
+    for f in (h, slope):
+
+        def weight(u: float, f=f) -> float:
+            return float(f(np.array(u))) * given(f, k / a * u) * _normal(u / math.sqrt(a)) / math.sqrt(a)
+
+        ends = [-9 * math.sqrt(a), *edges, 9 * math.sqrt(a)]
+        found.append(sum(integrate.quad(weight, *pair, epsabs=1e-9)[0] for pair in itertools.pairwise(ends)))
+    return found[0], found[1]
+
+
+def test_other_kinks_away_from_zero_at_any_norms() -> None:
+    phi, norms = nn.Hardswish(), torch.tensor([4.0, 2.6, 1.0], dtype=torch.float64)
+    cosine = torch.tensor([0.7, -0.9, 0.99], dtype=torch.float64)
+    value, slope, error = duals(phi, torch.tensor([2.5], dtype=torch.float64), norms, cosine)
+    assert 0 < error < 1e-7
+    for j, (b, c) in enumerate(zip(norms.tolist(), cosine.tolist(), strict=True)):
+        expected = _hardswish_moments(2.5, b, c * math.sqrt(2.5 * b))
+        # Midpoints: (width / 2000)^2 / 24 of the second derivative, some 1e-6.
+        assert value[0, j].item() == pytest.approx(expected[0], abs=3e-6)
+        assert slope[0, j].item() == pytest.approx(expected[1], abs=3e-6)
+
+
+def test_pairs_of_nodes_against_the_closed_form_of_straight_pieces() -> None:
+    # Two ways to the same maps: nested nodes for every pair, and sums of moments above thresholds.
+    phi, s = nn.Hardtanh(-0.5, 1.3), torch.tensor([0.3, 0.9, 1.0, 4.0], dtype=torch.float64)
+    theta = torch.tensor([1e-6, 0.01, 0.5, 1.7, 3.1], dtype=torch.float64)[:, None, None].expand(-1, 4, 4)
+    plan = nested(phi, 0.3, 4.0, torch.device("cpu"))
+    found = pair_maps(phi, s[:, None], s, theta, plan)
+    breaks = known_breaks(phi, 4.0, torch.device("cpu"))
+    straight = pieces(phi, breaks, 40.0, torch.device("cpu"))
+    q = s * s
+    expected = dual(straight, theta, s[:, None] * s * theta.cos(), q[:, None], q)
+    assert plan.error < 1e-8
+    for one, two in zip(found, expected, strict=True):
+        assert (one - two).abs().max() < 1e-7 * two.abs().max()
+
+
+def test_kinks_at_round_numbers_are_found() -> None:
+    # Of a range of 8 or 16, halving never has 2 or 4 inside a panel.
+    for place in (1.0, 2.0, 2.5, 4.0):
+        for radius in (8.0, 10.0, 16.0):
+            found = kinks(lambda z, p=place: torch.relu(z - p) ** 2 + z, radius, radius / 8, torch.device("cpu"))
+            # Panels are cut to 1e-4 of the range at least.
+            assert found == pytest.approx([place], abs=2e-4 * radius)
 
 
 def expectation_of_clips(a: float, b: float, k: float) -> tuple[float, float]:

@@ -1,5 +1,7 @@
 """What has no limit, or does not fit, is refused with one sentence that names the part and the remedy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from models.layers import Linear
-from models.limits import NoInfiniteWidthLimit, elementwise, infinite_width
+from models.limits import Kernels, NoInfiniteWidthLimit, elementwise, infinite_width, rule
 from models.mlp import mlp
 
 
@@ -47,6 +49,18 @@ class Trainable(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.slope * x)
+
+
+class Tripled(nn.Module):
+    """Has a rule that says nothing of means."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * x
+
+
+@rule(Tripled, role="linear")
+def tripled(module: Tripled, k: Kernels) -> Kernels:
+    return replace(k, nngp=9 * k.nngp, ntk=9 * k.ntk)
 
 
 BEFORE_INPUTS = [
@@ -102,8 +116,12 @@ def test_refused_before_any_input(make, sentence) -> None:
             "'3' (ReLU): an activation must follow a layer with random weights, whose outputs are Gaussian: put",
         ),
         (
-            lambda: nn.Sequential(Linear(3, 3), nn.ReLU(), nn.LayerNorm(3), Linear(3, 1)),
-            "'2' (LayerNorm): normalisation has a limit where its inputs have mean zero, after a layer with random",
+            lambda: nn.Sequential(Linear(3, 3), nn.ReLU(), nn.LayerNorm(3), nn.Tanh(), Linear(3, 1)),
+            "'3' (Tanh): an activation must follow a layer with random weights, whose outputs are Gaussian",
+        ),
+        (
+            lambda: nn.Sequential(Linear(3, 3), nn.ReLU(), Tripled(), nn.LayerNorm(3), Linear(3, 1)),
+            "'3' (LayerNorm): normalisation needs the mean of its input, which the rule of a layer before it does not",
         ),
         (
             lambda: nn.Sequential(nn.BatchNorm1d(3), Linear(3, 3)),
