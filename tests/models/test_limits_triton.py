@@ -150,6 +150,7 @@ def test_compiles_for_gpus(tmp_path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_chosen_on_cuda(caplog) -> None:
     limit = infinite_width(averaged(conv(3), nn.ReLU(), nn.AvgPool2d(2), conv(3), nn.ReLU()))
     x = torch.randn(24, 3, 32, 32, device="cuda")
