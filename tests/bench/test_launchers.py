@@ -14,7 +14,6 @@ import pytest
 from test_run import bench, contents
 
 from bench import store
-from bench.launch import held
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [
@@ -106,7 +105,7 @@ def test_a_killed_command_is_taken_up_again(launcher: str, undisturbed: Path, tm
     done = bench(arguments, folder)
     if launcher == "slurm" and done.returncode == 1:  # its orphans are jobs of their own, and are left to finish
         assert "another process is at work on it" in done.stdout.lower()
-        until(lambda: not any(held(path) for path in folder.glob("runs/staircase*")))
+        until(lambda: not any(store.held(path) for path in folder.glob("runs/staircase*")))
         done = bench(arguments, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(folder, "12,14,18") == results(undisturbed, "12,14,18")

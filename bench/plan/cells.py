@@ -29,7 +29,7 @@ from bench.train import Trainer, width_of
 from bench.trained import seed_of
 from tasks.task import Task
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class PlanError(Exception):
