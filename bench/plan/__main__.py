@@ -41,7 +41,7 @@ def table(cells: Sequence[Planned], states: Sequence[State], costs: Sequence[Est
     rows = [("cell", "settings", "networks", "steps", "time", "memory", "state")]
     for planned, found, cost in zip(cells, states, costs, strict=True):
         counts = f"{found.members - found.trained} of {found.members}"
-        numbers = (f"{cost.steps:,}", duration(cost.seconds), size(cost.bytes)) if cost else ("", "", "")
+        numbers = _numbers(cost) if cost else ("", "", "")
         rows.append((planned.name, _swept(planned, cells), counts, *numbers, found.note))
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     right = (2, 3, 4, 5)
@@ -49,6 +49,11 @@ def table(cells: Sequence[Planned], states: Sequence[State], costs: Sequence[Est
              .rstrip() for r in rows]  # fmt: skip
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join([*lines, *_sum(costs)])
+
+
+def _numbers(cost: Estimate) -> tuple[str, str, str]:
+    most = "<" if cost.bound else ""
+    return f"{most}{cost.steps:,}", most + duration(cost.seconds), size(cost.bytes)
 
 
 def _sum(costs: Sequence[Estimate | None]) -> list[str]:
@@ -67,6 +72,8 @@ def _sum(costs: Sequence[Estimate | None]) -> list[str]:
     lines.append(
         f"Estimates: {' and '.join(speeds)}; the steps of the lazy theory (networks that learn features need fewer)."
     )
+    if any(cost.bound for cost in to_run):
+        lines.append("<: no theory says how many steps these settings take; this is for trainer.max_steps.")
     return lines
 
 

@@ -58,12 +58,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """``seconds`` of one process and its ``bytes`` at the most; ``steps`` of training, ``source`` of the speed."""
+    """``seconds`` of one process and its ``bytes`` at the most; ``steps`` of training, ``source`` of the speed.
+
+    ``bound``: no theory says how many steps these settings take, and seconds and steps are the most there can be.
+    """
 
     seconds: float
     bytes: float
     steps: int
     source: str
+    bound: bool = False
 
 
 def estimates(cells: Sequence[tuple[Planned, State]], base: float) -> list[Estimate | None]:
@@ -92,11 +96,18 @@ def estimates(cells: Sequence[tuple[Planned, State]], base: float) -> list[Estim
 
 
 def _estimate(cell: Cell, state: State, speed: Speed, base: float) -> Estimate:
-    steps = lazy_steps(cell.trainer, *_spectrum(cell))
+    steps = lazy_steps(cell.trainer, *_spectrum(cell)) if _is_lazy_theory(cell.trainer) else cell.trainer.max_steps
     snapshots = cell.trainer.snapshots if any(isinstance(c, Trajectory) for c in cell.comparisons) else 2
     training = (state.members - state.trained) * steps * speed.step
     scoring = state.members * (snapshots * speed.kernel + speed.comparisons)
-    return Estimate(PER_CELL + training + scoring, base + _bytes(cell), steps, speed.source)
+    seconds = PER_CELL + training + scoring
+    return Estimate(seconds, base + _bytes(cell), steps, speed.source, not _is_lazy_theory(cell.trainer))
+
+
+def _is_lazy_theory(trainer: Trainer) -> bool:
+    """Whether these are settings of plain or accelerated descent of the squared error to a loss."""
+    plain = trainer.optimiser == "gd" and trainer.loss == "mse" and trainer.rate is None and not trainer.momentum
+    return plain and trainer.tolerance > 0 and trainer.time is None and not (trainer.weight_decay or trainer.gradient)
 
 
 def lazy_steps(trainer: Trainer, eigenvalues: Tensor, power: Tensor) -> int:

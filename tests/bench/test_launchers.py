@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,14 @@ import pytest
 from test_run import bench, contents
 
 from bench import store
+from bench.plan import PlanError, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [
     "-m", "task=staircase", "task.d=8", "task.n_train=24", "task.n_test=40", "trainer.tolerance=1e-2",
     "tracking=disabled", "model._target_=mine.network", "seeds.init=2",
 ]  # fmt: skip
+PLUGINS = (("ray", "hydra_ray_launcher"), ("slurm", "hydra_submitit_launcher"))
 sys.path.insert(0, str(ROOT / "tools"))
 import local_slurm  # noqa: E402
 
@@ -68,6 +71,21 @@ def launcher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         patch.setenv("SLURM_CONF", found["SLURM_CONF"])
         patch.setenv("PATH", found["PATH"])
         yield request.param
+
+
+def test_a_launcher_that_is_not_here_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    installed = {name: importlib.util.find_spec(f"hydra_plugins.{plugin}") is not None for name, plugin in PLUGINS}
+    for name, here in installed.items():
+        if name == "slurm" and here:
+            with pytest.raises(PlanError, match="sbatch"):
+                plan([*SWEEP[1:], "model.width=12", "model._target_=models.mlp.mlp", "hydra/launcher=slurm"])
+        elif not here:
+            with pytest.raises(PlanError, match=re.escape(f"'.[{name}]'")):
+                plan([*SWEEP[1:], "model.width=12", "model._target_=models.mlp.mlp", f"hydra/launcher={name}"])
+    with pytest.raises(PlanError, match="launcher"):
+        plan(["hydra/launcher=rai"])
 
 
 @pytest.mark.slow

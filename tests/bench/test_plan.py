@@ -76,6 +76,8 @@ def test_what_is_on_disk_is_told_and_priced(tmp_path, monkeypatch, capsys):
     assert "a short measurement just now" in printed
     assert "model.width=24" in printed
     assert not list(tmp_path.glob("runs/*w24*/trained"))
+    assert main([*SMALL[1:-2], "model.width=8", "trainer.optimiser=adam", "trainer.rate=0.01"]) == 0
+    assert "<100,000" in capsys.readouterr().out
 
 
 def test_records_of_earlier_runs_give_the_speed(tmp_path, monkeypatch):
