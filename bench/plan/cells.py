@@ -234,12 +234,13 @@ def _sentence(error: BaseException) -> str:
     """The cause beneath Hydra's wrapping, as one line."""
     while isinstance(error, HydraException) and not isinstance(error, MissingConfigException) and error.__cause__:
         error = error.__cause__
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        extra = _EXTRAS.get(name) if group == "hydra/launcher" else None
-        if extra:
+        if group == "hydra/launcher" and name in _EXTRAS:
+            extra = _EXTRAS[name]
             return f"hydra/launcher={extra} needs more packages: pip install -c constraints.txt -e '.[{extra}]'."
-        return f"Unknown {group} '{name}'.{_nearest(name, error.options)} Available: {', '.join(error.options)}."
+        if error.options:
+            return f"Unknown {group} '{name}'.{_nearest(name, error.options)} Available: {', '.join(error.options)}."
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key:
         known = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
         name = str(error.full_key).rpartition(".")[2]
