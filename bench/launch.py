@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import filelock
 import torch
 
 from bench import progress, store
@@ -42,7 +41,7 @@ def launch(
         os.environ[progress.COMMAND] = str(os.getpid())
     for cell in cells:
         (cell.folder / APART).unlink(missing_ok=True)
-        if not held(cell.folder):
+        if not store.held(cell.folder):
             progress.clear(cell.folder)  # of a process that was killed
     ended = _Ended(cells)
     apart: list[Planned] = []
@@ -67,19 +66,6 @@ def launch(
 def is_apart(folder: Path) -> bool:
     """Whether this cell is to be left to a later launch, of it alone."""
     return (folder / APART).exists()
-
-
-def held(folder: Path) -> bool:
-    """Whether some process works on it."""
-    if not (folder / ".lock").exists():
-        return False
-    lock = store.lock(folder)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return True
-    lock.release()
-    return False
 
 
 class _Ended:
@@ -135,7 +121,7 @@ def _alone(cell: Planned, arguments: Sequence[str], ended: _Ended, hydra: Callab
 
 def _wait(cells: Sequence[Planned]) -> None:
     """Until no process holds any of them: a launcher that stopped leaves the others at work."""
-    while any(held(cell.folder) for cell in cells):
+    while any(store.held(cell.folder) for cell in cells):
         time.sleep(POLL)
 
 

@@ -59,6 +59,11 @@ def check(mode: str) -> None:
         )
 
 
+def is_tracked(mode: str, folder: Path) -> bool:
+    """Whether what that mode records of a cell is there already."""
+    return mode == "disabled" or any(folder.glob("wandb/*run-*"))
+
+
 def track(
     record: Record,
     *,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,13 +15,14 @@ import pytest
 from test_run import bench, contents
 
 from bench import store
-from bench.launch import held
+from bench.plan import PlanError, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [
     "-m", "task=staircase", "task.d=8", "task.n_train=24", "task.n_test=40", "trainer.tolerance=1e-2",
     "tracking=disabled", "model._target_=mine.network", "seeds.init=2",
 ]  # fmt: skip
+PLUGINS = (("ray", "hydra_ray_launcher"), ("slurm", "hydra_submitit_launcher"))
 sys.path.insert(0, str(ROOT / "tools"))
 import local_slurm  # noqa: E402
 
@@ -71,6 +73,21 @@ def launcher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         yield request.param
 
 
+def test_a_launcher_that_is_not_here_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    installed = {name: importlib.util.find_spec(f"hydra_plugins.{plugin}") is not None for name, plugin in PLUGINS}
+    for name, here in installed.items():
+        if name == "slurm" and here:
+            with pytest.raises(PlanError, match="sbatch"):
+                plan([*SWEEP[1:], "model.width=12", "model._target_=models.mlp.mlp", "hydra/launcher=slurm"])
+        elif not here:
+            with pytest.raises(PlanError, match=re.escape(f"'.[{name}]'")):
+                plan([*SWEEP[1:], "model.width=12", "model._target_=models.mlp.mlp", f"hydra/launcher={name}"])
+    with pytest.raises(PlanError, match="launcher"):
+        plan(["hydra/launcher=rai"])
+
+
 @pytest.mark.slow
 def test_cells_that_fail_or_die_do_not_stop_the_others(launcher: str, undisturbed: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "sweep")
@@ -106,7 +123,7 @@ def test_a_killed_command_is_taken_up_again(launcher: str, undisturbed: Path, tm
     done = bench(arguments, folder)
     if launcher == "slurm" and done.returncode == 1:  # its orphans are jobs of their own, and are left to finish
         assert "another process is at work on it" in done.stdout.lower()
-        until(lambda: not any(held(path) for path in folder.glob("runs/staircase*")))
+        until(lambda: not any(store.held(path) for path in folder.glob("runs/staircase*")))
         done = bench(arguments, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(folder, "12,14,18") == results(undisturbed, "12,14,18")

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 import pydoc
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,10 @@ from bench.train import Trainer, width_of
 from bench.trained import seed_of
 from tasks.task import Task
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+_EXTRAS = {"ray": "ray", "submitit_slurm": "slurm"}
+"""Launchers that packages bring which are not always installed."""
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class PlanError(Exception):
@@ -66,6 +70,7 @@ def plan(arguments: Sequence[str], multirun: bool = False) -> list[Planned]:
             cells = [_planned(overrides) for overrides in _expand(arguments, multirun)]
     except (HydraException, OmegaConfBaseException) as error:
         raise PlanError(_sentence(error)) from error
+    _check_launcher(arguments)
     for field in ("runs", "report"):
         if cells[0].config[field] is not None:
             _check_folder(field, Path(cells[0].config[field]))
@@ -212,6 +217,11 @@ def _card(
     }  # fmt: skip
 
 
+def _check_launcher(arguments: Sequence[str]) -> None:
+    if "hydra/launcher=slurm" in arguments and shutil.which("sbatch") is None:
+        raise PlanError("hydra/launcher=slurm needs Slurm's sbatch, and there is none here: start it where jobs are.")
+
+
 def _check_folder(field: str, folder: Path) -> None:
     try:
         store.write_text(folder / ".writable", "")
@@ -224,9 +234,13 @@ def _sentence(error: BaseException) -> str:
     """The cause beneath Hydra's wrapping, as one line."""
     while isinstance(error, HydraException) and not isinstance(error, MissingConfigException) and error.__cause__:
         error = error.__cause__
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"Unknown {group} '{name}'.{_nearest(name, error.options)} Available: {', '.join(error.options)}."
+        if group == "hydra/launcher" and name in _EXTRAS:
+            extra = _EXTRAS[name]
+            return f"hydra/launcher={extra} needs more packages: pip install -c constraints.txt -e '.[{extra}]'."
+        if error.options:
+            return f"Unknown {group} '{name}'.{_nearest(name, error.options)} Available: {', '.join(error.options)}."
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key:
         known = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
         name = str(error.full_key).rpartition(".")[2]
