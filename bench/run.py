@@ -20,10 +20,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bench import progress, store, tracking
-from bench.plan import CONF, PlanError, Planned, build, plan
+from bench.plan import CONF, PlanError, Planned, build, build_study, plan
 from bench.record import Record
 from bench.report import text_table, write_report
+from bench.report.panels import text_list
 from bench.studies import cell as study
+from bench.studies.study import FOLDER, find, fingerprint, obtain
 from bench.train import weight_layers
 
 PATIENCE = 5.0
@@ -45,11 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"widebench: {error}", file=sys.stderr)
         return 2
     planned = time.process_time()
-    missing = [
-        p
-        for p in cells
-        if p.config.force or not (study.finished(p.settings, p.folder) and _is_tracked(p.config, p.folder))
-    ]
+    missing = [p for p in cells if p.config.force or not (_finished(p) and _is_tracked(p.config, p.folder))]
     if missing:
         several = len(missing) > 1
         if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in overrides):
@@ -61,7 +59,9 @@ def main(arguments: Sequence[str]) -> int:
         with progress.watch([progress.Job(p.folder, p.work) for p in missing]):
             _hydra([*overrides, *flags])
     records = [_read(p) for p in cells]
-    print(text_table(records))
+    for of_study, text in ((False, text_table), (True, text_list)):
+        some = [record for p, record in zip(cells, records, strict=True) if (p.request is not None) == of_study]
+        print(text(some) if some else "", end="\n" if some else "")
     begun = time.process_time()
     _report(cells[0].config)
     own = {"planning": planned, "report": time.process_time() - begun}
@@ -94,6 +94,9 @@ def job(config: DictConfig) -> None:
     """One cell, in whatever process the launcher gives it. Never raises: what went wrong is in the record."""
     torch.set_num_threads(1)
     started = time.perf_counter()
+    if config.study is not None:
+        _study(config, started)
+        return
     cell = build(config)
     folder = Path(config.runs) / cell.name
     try:
@@ -111,6 +114,28 @@ def job(config: DictConfig) -> None:
         print(f"{cell.name}: failed: {error}", file=sys.stderr, flush=True)
 
 
+def _study(config: DictConfig, started: float) -> None:
+    """A study instead of a cell: the same folders, lock and records as the claims have, which read them, too."""
+    request, below = build_study(config), Path(config.runs) / FOLDER
+    folder = below / request.name
+    if config.force:
+        _clear(folder)
+    try:
+        try:
+            record = obtain(request, below, fingerprint())
+            _track(config, record, folder)
+        except Exception as error:  # one study's failure must not end the sweep
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            record = Record(request.name, "failed", reason, {})
+            store.write_record(folder, record)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        seconds = {"studies": float(record.card.get("seconds", 0.0))}
+        environment = _environment(device, None, seconds, time.perf_counter() - started)
+        store.write_json(folder / progress.ENVIRONMENT, environment)
+    except OSError as error:  # a full disk: there is nowhere to record it
+        print(f"{request.name}: failed: {error}", file=sys.stderr, flush=True)
+
+
 def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> None:
     """Train and score, then W&B and the environment, and the record last: what has one lacks nothing."""
     seconds: dict[str, float] = {}
@@ -125,7 +150,8 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
         record = Record(cell.name, "failed", reason, dict(cell.card))
     finally:
         progress.clear(folder)
-        environment = _environment(cell, seconds, time.perf_counter() - started)
+        wall = time.perf_counter() - started
+        environment = _environment(cell.trainer.torch_device(), _flops_per_step(cell), seconds, wall)
         store.write_json(folder / progress.ENVIRONMENT, environment)
         store.write_record(folder, record)
 
@@ -134,6 +160,12 @@ def _track(config: DictConfig, record: Record, folder: Path) -> None:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     tracking.track(record, mode=config.tracking.mode, project=config.tracking.project, group=config.name,
                    run_id=folder.name.rpartition("-")[2], config=settings, folder=folder)  # fmt: skip
+
+
+def _finished(planned: Planned) -> bool:
+    if planned.request is None:
+        return study.finished(planned.settings, planned.folder) is not None
+    return find(planned.request, planned.folder.parent, fingerprint()) is not None
 
 
 def _is_tracked(config: DictConfig, folder: Path) -> bool:
@@ -186,8 +218,9 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict[str, Any]:
-    device = cell.trainer.torch_device()
+def _environment(
+    device: torch.device, flops_per_step: int | None, split: dict[str, float], wall: float
+) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "git_sha": _git("rev-parse", "HEAD"),
@@ -203,7 +236,7 @@ def _environment(cell: study.Cell, split: dict[str, float], wall: float) -> dict
         "process_seconds": time.process_time(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
-        "flops_per_step": _flops_per_step(cell),
+        "flops_per_step": flops_per_step,
     }
 
 
