@@ -20,6 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bench import progress, store, tracking
+from bench.launch import held, is_apart, launch
 from bench.plan import CONF, PlanError, Planned, build, build_study, plan
 from bench.record import Record
 from bench.report import text_table, write_report
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     flags = [a for a in arguments if a.startswith("-")]
     overrides = [a for a in arguments if a not in flags]
     if set(flags) - {"-m", "--multirun"}:  # --help, --cfg job: Hydra's own
-        return _hydra(arguments)
+        _hydra(arguments)
+        return 0
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread a process, and the same bits on every machine
     started = time.perf_counter()
     try:
@@ -49,15 +51,11 @@ def main(arguments: Sequence[str]) -> int:
     planned = time.process_time()
     missing = [p for p in cells if p.config.force or not (_finished(p) and _is_tracked(p.config, p.folder))]
     if missing:
-        several = len(missing) > 1
-        if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in overrides):
-            # Handing cells to a worker costs a fifth of a second each time: several at once, if there are many.
-            at_once = max(1, len(missing) // (6 * (os.cpu_count() or 1)))
-            overrides += ["hydra/launcher=joblib", f"hydra.launcher.batch_size={at_once}"]
-        if "hydra/launcher=joblib" in overrides:
-            os.environ[progress.COMMAND] = str(os.getpid())
         with progress.watch([progress.Job(p.folder, p.work) for p in missing]):
-            _hydra([*overrides, *flags])
+            try:
+                launch(missing, overrides, flags, _hydra)
+            except RuntimeError as error:
+                print(f"widebench: {error}", file=sys.stderr)
     records = [_read(p) for p in cells]
     for of_study, text in ((False, text_table), (True, text_list)):
         some = [record for p, record in zip(cells, records, strict=True) if (p.request is not None) == of_study]
@@ -81,13 +79,12 @@ def _report(config: DictConfig) -> None:
     print(f"Report: {report.files[0]}")
 
 
-def _hydra(arguments: Sequence[str]) -> int:
+def _hydra(arguments: Sequence[str]) -> None:
     before, sys.argv = sys.argv, ["python -m bench", *arguments]
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     finally:
         sys.argv = before
-    return 0
 
 
 def job(config: DictConfig) -> None:
@@ -99,6 +96,8 @@ def job(config: DictConfig) -> None:
         return
     cell = build(config)
     folder = Path(config.runs) / cell.name
+    if is_apart(folder):
+        return
     try:
         with store.lock(folder).acquire(timeout=PATIENCE):
             if config.force:
@@ -118,9 +117,12 @@ def _study(config: DictConfig, started: float) -> None:
     """A study instead of a cell: the same folders, lock and records as the claims have, which read them, too."""
     request, below = build_study(config), Path(config.runs) / FOLDER
     folder = below / request.name
-    if config.force:
-        _clear(folder)
+    if is_apart(folder):
+        return
     try:
+        if config.force:
+            _clear(folder)
+        progress.reporter(folder)(0.0)  # begun
         try:
             record = obtain(request, below, fingerprint())
             _track(config, record, folder)
@@ -128,6 +130,7 @@ def _study(config: DictConfig, started: float) -> None:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             record = Record(request.name, "failed", reason, {})
             store.write_record(folder, record)
+        progress.clear(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         seconds = {"studies": float(record.card.get("seconds", 0.0))}
         environment = _environment(device, None, seconds, time.perf_counter() - started)
@@ -140,8 +143,10 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
     """Train and score, then W&B and the environment, and the record last: what has one lacks nothing."""
     seconds: dict[str, float] = {}
     record = Record(cell.name, "interrupted", "Interrupted.", dict(cell.card))
+    report = progress.reporter(folder)
+    report(0.0)  # begun
     try:
-        record, seconds = study.run(cell, folder, progress.reporter(folder))
+        record, seconds = study.run(cell, folder, report)
         begun = time.process_time()
         _track(config, record, folder)
         seconds["tracking"] = time.process_time() - begun
@@ -181,7 +186,9 @@ def _read(planned: Planned) -> Record:
     try:
         return store.read_record(planned.folder)
     except (FileNotFoundError, ValueError) as error:
-        reason = "left no record" if isinstance(error, FileNotFoundError) else str(error)
+        reason = str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = "Another process is at work on it." if held(planned.folder) else "It left no record."
         return Record(planned.name, "interrupted", reason, dict(planned.card))
 
 
