@@ -30,8 +30,9 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def environment(cell: Cell, split: dict[str, float], wall: float, trained_all: bool) -> dict[str, Any]:
-    device = cell.trainer.torch_device()
+def environment(
+    device: torch.device, flops: int | None, split: dict[str, float], wall: float, trained_all: bool = True
+) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "git_sha": _git("rev-parse", "HEAD"),
@@ -48,7 +49,7 @@ def environment(cell: Cell, split: dict[str, float], wall: float, trained_all: b
         "process_seconds": time.process_time(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
-        "flops_per_step": _flops_per_step(cell),
+        "flops_per_step": flops,
     }
 
 
@@ -59,7 +60,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _flops_per_step(cell: Cell) -> int:
+def flops_per_step(cell: Cell) -> int:
     """Of one member, its matrix products: a forward pass over the training set, and twice that for the way back."""
     flops = 0
 

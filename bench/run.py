@@ -16,13 +16,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bench import progress, store, tracking
-from bench.environment import environment, process_name
+from bench.environment import environment, flops_per_step, process_name
 from bench.launch import is_apart, launch
-from bench.plan import CONF, PlanError, Planned, build, plan, state
+from bench.plan import CONF, PlanError, Planned, build, build_study, plan, state
 from bench.record import Record
 from bench.report import text_table, write_report
+from bench.report.panels import text_list
 from bench.savepoint import sigterm
 from bench.studies import cell as study
+from bench.studies.study import FOLDER, fingerprint, obtain
 
 PATIENCE = 5.0
 """Seconds until a folder that another process holds is skipped: the workers of a killed command need some to end."""
@@ -56,16 +58,19 @@ def main(arguments: Sequence[str]) -> int:
             except RuntimeError as error:
                 print(f"widebench: {error}", file=sys.stderr)
     records = [_read(p) for p in cells]
-    print(text_table(records))
+    for of_study, text in ((False, text_table), (True, text_list)):
+        some = [record for p, record in zip(cells, records, strict=True) if (p.request is not None) == of_study]
+        print(text(some) if some else "", end="\n" if some else "")
     begun = time.process_time()
-    _report(cells[0].config)
+    _report(cells)
     own = {"planning": planned, "report": time.process_time() - begun}
     print(_split(cells, own, time.perf_counter() - started))
     return int(any(record.status != "done" for record in records))
 
 
-def _report(config: DictConfig) -> None:
-    """The page and the tables of everything in ``runs``."""
+def _report(cells: Sequence[Planned]) -> None:
+    """The pages and the tables of everything in ``runs``; those of these cells are named."""
+    config = cells[0].config
     if config.report is None:
         return
     try:
@@ -73,7 +78,8 @@ def _report(config: DictConfig) -> None:
     except (OSError, ValueError) as error:
         print(f"widebench: no report: {error}", file=sys.stderr)
         return
-    print(f"Report: {report.files[0]}")
+    pages = {p.request.name if p.request else "report" for p in cells}
+    print("Report: " + ", ".join(str(file) for file in report.files if file.stem in pages and file.suffix == ".html"))
 
 
 def _hydra(arguments: Sequence[str]) -> None:
@@ -88,6 +94,9 @@ def job(config: DictConfig) -> None:
     """One cell, in whatever process the launcher gives it. Never raises: what went wrong is in the record."""
     torch.set_num_threads(1)
     started = time.perf_counter()
+    if config.study is not None:
+        _study(config, started)
+        return
     cell = build(config)
     folder = Path(config.runs) / cell.name
     if is_apart(folder):
@@ -105,6 +114,32 @@ def job(config: DictConfig) -> None:
         print(f"{cell.name}: another process is at work on it; skipped.", flush=True)
     except OSError as error:  # a full disk: there is nowhere to record it
         print(f"{cell.name}: failed: {error}", file=sys.stderr, flush=True)
+
+
+def _study(config: DictConfig, started: float) -> None:
+    """A study instead of a cell: the same folders, lock and records as the claims have, which read them, too."""
+    request, below = build_study(config), Path(config.runs) / FOLDER
+    folder = below / request.name
+    if is_apart(folder):
+        return
+    try:
+        if config.force:
+            _clear(folder)
+        progress.reporter(folder)(0.0)  # begun
+        try:
+            record = obtain(request, below, fingerprint())
+            _track(config, record, folder)
+        except Exception as error:  # one study's failure must not end the sweep
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            record = Record(request.name, "failed", reason, {})
+            store.write_record(folder, record)
+        progress.clear(folder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        seconds = {"studies": float(record.card.get("seconds", 0.0))}
+        found = environment(device, None, seconds, time.perf_counter() - started)
+        store.write_json(folder / progress.ENVIRONMENT, found)
+    except OSError as error:  # a full disk: there is nowhere to record it
+        print(f"{request.name}: failed: {error}", file=sys.stderr, flush=True)
 
 
 def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> None:
@@ -125,7 +160,8 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
         record = Record(cell.name, "failed", reason, dict(cell.card))
     finally:
         progress.clear(folder)
-        found = environment(cell, seconds, time.perf_counter() - started, trained_all=all_here)
+        wall, device = time.perf_counter() - started, cell.trainer.torch_device()
+        found = environment(device, flops_per_step(cell), seconds, wall, trained_all=all_here)
         store.write_json(folder / progress.ENVIRONMENT, found)
         store.write_record(folder, record)
 

@@ -18,6 +18,7 @@ from bench.claims.claim import Measurement
 from bench.claims.registry import Item, built_in, choose, load
 from bench.claims.run import check
 from bench.report.claims import write_claims
+from bench.studies.study import FOLDER
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     first_seed = secrets.randbelow(2**30) if os.environ.get("UNLOCK_SEED") == "1" else 0
     started = time.perf_counter()
     outcomes = check(
-        items, chosen.runs / "studies", chosen.size, chosen.seeds, first_seed, chosen.jobs,
+        items, chosen.runs / FOLDER, chosen.size, chosen.seeds, first_seed, chosen.jobs,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     print(formats.table(outcomes))

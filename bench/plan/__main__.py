@@ -40,7 +40,7 @@ def table(cells: Sequence[Planned], states: Sequence[State], costs: Sequence[Est
     """A line a cell and the sum, as text."""
     rows = [("cell", "settings", "networks", "steps", "time", "memory", "state")]
     for planned, found, cost in zip(cells, states, costs, strict=True):
-        counts = f"{found.members - found.trained} of {found.members}"
+        counts = f"{found.members - found.trained} of {found.members}" if found.members else ""
         numbers = _numbers(cost) if cost else ("", "", "")
         rows.append((planned.name, _swept(planned, cells), counts, *numbers, found.note))
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
@@ -48,7 +48,7 @@ def table(cells: Sequence[Planned], states: Sequence[State], costs: Sequence[Est
     lines = ["  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
              .rstrip() for r in rows]  # fmt: skip
     lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, *_sum(costs)])
+    return "\n".join([*lines, *_sum(states, costs)])
 
 
 def _numbers(cost: Estimate) -> tuple[str, str, str]:
@@ -56,11 +56,13 @@ def _numbers(cost: Estimate) -> tuple[str, str, str]:
     return f"{most}{cost.steps:,}", most + duration(cost.seconds), size(cost.bytes)
 
 
-def _sum(costs: Sequence[Estimate | None]) -> list[str]:
+def _sum(states: Sequence[State], costs: Sequence[Estimate | None]) -> list[str]:
     to_run = [cost for cost in costs if cost is not None]
-    done = len(costs) - len(to_run)
-    if not to_run:
+    done = sum(state.done for state in states)
+    if done == len(states):
         return [f"All {done} cells are done: there is nothing to run."]
+    if not to_run:
+        return [f"{len(states) - done} studies to run, {done} done. What a study costs is not known before it ran."]
     seconds, processes = [cost.seconds for cost in to_run], min(os.cpu_count() or 1, len(to_run))
     wall = max(sum(seconds) / processes, *seconds)
     text = f"{len(to_run)} cells to run, {done} done. About {duration(sum(seconds))} of one process"

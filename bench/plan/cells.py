@@ -26,6 +26,7 @@ from bench.compare import Comparison
 from bench.config import check
 from bench.predict import JITTER
 from bench.studies.cell import Cell
+from bench.studies.study import FOLDER, Request, make_settings
 from bench.train import Trainer, width_of
 from bench.trained import seed_of
 from tasks.task import Task
@@ -45,6 +46,7 @@ class Planned:
     """One cell, checked: its overrides, its composed settings, and what is known of it without its data and network.
 
     A sweep may have hundreds: their tasks and models are built once to be checked, and not kept.
+    Where ``config.study`` names one, ``request`` is that study, and the cell has no task and no model.
     """
 
     overrides: tuple[str, ...]
@@ -53,6 +55,7 @@ class Planned:
     settings: Mapping[str, Any]
     card: Mapping[str, Any]
     work: float
+    request: Request | None = None
 
     @property
     def folder(self) -> Path:
@@ -114,6 +117,26 @@ def build(config: DictConfig) -> Cell:
                 _card(config, tasks[0], kind, model, trainer, width))  # fmt: skip
 
 
+def build_study(config: DictConfig) -> Request:
+    """The study that ``config.study`` names: a function in ``_target_``, and its settings beside it.
+
+    Raises:
+        PlanError: no such study, or settings that it does not take.
+    """
+    values = dict(OmegaConf.to_container(config.study, resolve=True))  # type: ignore[arg-type]
+    target = str(values.pop("_target_", None))
+    try:
+        function: Any = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        raise PlanError(f"study._target_: {_sentence(error)}") from error
+    if not inspect.isfunction(function):
+        raise PlanError(f"study._target_={target} is no study: name a function of bench.studies or of your own.")
+    try:
+        return Request(function, make_settings(function, values))
+    except ValueError as error:
+        raise PlanError(f"study.{error}") from error
+
+
 def _expand(arguments: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
     """The overrides of every cell; the command line replaces an experiment's swept axes."""
     plain = [a for a in OverridesParser.create().parse_overrides(list(arguments)) if not a.is_sweep_override()]
@@ -139,10 +162,28 @@ def _expand(arguments: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
 def _planned(overrides: tuple[str, ...]) -> Planned:
     config = hydra.compose("config", list(overrides))
     try:
+        if config.study is not None:
+            return _planned_study(overrides, config)
         cell = build(config)
     except PlanError as error:
         raise PlanError(f"{error} (cell: {' '.join(overrides)})" if overrides else str(error)) from error
     return Planned(overrides, config, cell.name, cell.settings, cell.card, cell.work)
+
+
+def _planned_study(overrides: tuple[str, ...], config: DictConfig) -> Planned:
+    try:
+        check(config)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.key_or_group.partition(".")[0] in ("task", "model", "trainer", "compare", "seeds"):
+            raise PlanError(
+                f"{override.input_line} does not go with a study, whose settings are study.<name>: "
+                f"{', '.join(str(key) for key in config.study if key != '_target_')}."
+            )
+    request = build_study(config)
+    settings = {"study": OmegaConf.to_container(config.study, resolve=True)}
+    return Planned(overrides, config, f"{FOLDER}/{request.name}", settings, {}, 1.0, request)
 
 
 def _make(field: str, settings: Any, kind: type, **more: Any) -> Any:

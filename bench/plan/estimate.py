@@ -84,7 +84,7 @@ def estimates(cells: Sequence[tuple[Planned, State]], base: float) -> list[Estim
     speeds: dict[str, Speed] = {}
     found: list[Estimate | None] = []
     for planned, state in cells:
-        if state.done:
+        if state.done or planned.request is not None:  # of a study nothing is known before it runs
             found.append(None)
             continue
         cell = build(planned.config)

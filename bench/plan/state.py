@@ -8,6 +8,7 @@ from pathlib import Path
 from bench import store, tracking
 from bench.plan.cells import Planned
 from bench.studies.cell import finished
+from bench.studies.study import find, fingerprint
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class State:
 def state(planned: Planned) -> State:
     """What ``python -m bench`` would find in the cell's folder."""
     folder = planned.folder
+    if planned.request is not None:
+        return _of_study(planned)
     seeds = planned.card["seeds"]
     members = seeds["data"] * seeds["init"]
     forced = bool(planned.config.force)
@@ -47,6 +50,18 @@ def state(planned: Planned) -> State:
     else:
         note = _earlier(folder) or "to do"
     return State(False, trained, members, note)
+
+
+def _of_study(planned: Planned) -> State:
+    assert planned.request is not None
+    found = None
+    if not planned.config.force:
+        found = find(planned.request, planned.folder.parent, fingerprint())
+    if found is None:
+        held = "another process is at work on it" if store.held(planned.folder) else ""
+        return State(False, 0, 0, held or _earlier(planned.folder) or "to do")
+    tracked = tracking.is_tracked(planned.config.tracking.mode, planned.folder)
+    return State(tracked, 0, 0, found.status if tracked else f"{found.status}, W&B to do")
 
 
 def _earlier(folder: Path) -> str:

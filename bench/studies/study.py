@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import functools
 import hashlib
 import time
+import types
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +18,8 @@ from bench import store
 from bench.record import Record, Score
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = "studies"
+"""Below the folder of runs."""
 
 
 def result(
@@ -84,3 +90,47 @@ def fingerprint() -> str:
         for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def make_settings(study: Callable[[Any], Record], values: Mapping[str, Any]) -> Any:
+    """The study's settings from plain values, as a config file has them; what is not named keeps its default.
+
+    Raises:
+        ValueError: no study, a name that it does not take, a value of another type, or one it refuses (one sentence).
+    """
+    hints = [hint for name, hint in typing.get_type_hints(study).items() if name != "return"]
+    kind = hints[0] if len(hints) == 1 else None
+    if not dataclasses.is_dataclass(kind) or not isinstance(kind, type):
+        raise ValueError(f"_target_: {study.__qualname__} is no study, a function of one dataclass of settings.")
+    types_of = typing.get_type_hints(kind)
+    for name in values:
+        if name not in types_of:
+            near = difflib.get_close_matches(name, types_of, 1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"{name} is unknown.{hint} Available: {', '.join(types_of)}.")
+    made: Any = kind(**{name: _conform(name, value, types_of[name]) for name, value in values.items()})
+    return made
+
+
+def _conform(name: str, value: Any, kind: Any) -> Any:
+    """The value as this type; whole numbers pass for floats, and lists for tuples."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        kinds = [one for one in inner if one is not types.NoneType]
+        return None if value is None and types.NoneType in inner else _conform(name, value, kinds[0])
+    if origin is typing.Literal:
+        if value not in inner:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, inner))}, not {value!r}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} must be a list, not {value!r}.")
+        kinds = [inner[0]] * len(value) if inner[1:] == (Ellipsis,) else list(inner)
+        if len(kinds) != len(value):
+            raise ValueError(f"{name} must be a list of {len(kinds)}, not {value!r}.")
+        return tuple(_conform(name, one, sort) for one, sort in zip(value, kinds, strict=True))
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} must be {words.get(kind, str(kind))}, not {value!r}.")
+    return float(value) if kind is float else value
