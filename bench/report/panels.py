@@ -61,7 +61,7 @@ def text_list(records: Iterable[Record]) -> str:
     for record in records:
         reason = f": {record.reason}" if record.reason else ""
         lines.append(f"{record.card.get('title', record.name)}: {record.status}{reason}")
-        lines += [f"  {score.name}: {number(score.value, score.standard_error)} ± {number(score.standard_error)} "
+        lines += [f"  {score.name}: {number(score.value, score.standard_error)} ± {number(score.standard_error, score.standard_error)} "
                   f"({score.n_seeds})" for score in record.scores]  # fmt: skip
     return "\n".join(lines)
 
@@ -137,7 +137,7 @@ def _table(record: Record, panel: Json) -> str:
         for mean, error, count in columns:
             text = number(float(mean[i]), float(error[i]))
             if count > 1 and text != ABSENT:
-                text += f" ± {number(float(error[i]))} ({count})"
+                text += f" ± {number(float(error[i]), float(error[i]))} ({count})"
             cells.append(text)
         rows.append([f"{place:g}", *cells])
     kinds = {"theory": "theory", "kernel": "kernel", "network": "network", "reference": "reference"}
