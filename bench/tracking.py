@@ -33,6 +33,7 @@ _CURVES = {
     "kernel_motion": ("snapshot_time", "snapshot_motion"),
     "kernel_distance": ("snapshot_time", "snapshot_distance"),
     "kernel_alignment": ("snapshot_time", "snapshot_alignment"),
+    "kernel_alignment_held_out": ("snapshot_time", "snapshot_alignment_held_out"),
     "after_r2": ("snapshot_time", "snapshot_r2"),
     "after_skill": ("snapshot_time", "snapshot_skill"),
     "after_test_error": ("snapshot_time", "snapshot_test_error"),

@@ -1,5 +1,6 @@
 """Comparison modules: how well each predictor matches the trained network."""
 
+from bench.compare.aligned import Alignment
 from bench.compare.comparison import Comparison, UnavailableError, unfinished
 from bench.compare.exact import Exact
 from bench.compare.kernels import Empirical, InfiniteWidth
@@ -10,6 +11,6 @@ from bench.compare.rivals import Rivals
 from bench.compare.trajectory import Trajectory
 
 __all__ = [
-    "Comparison", "Empirical", "Exact", "Features", "InfiniteWidth", "Linearised", "Margin", "Motion", "Networks",
-    "Rivals", "Trajectory", "UnavailableError", "unfinished",
+    "Alignment", "Comparison", "Empirical", "Exact", "Features", "InfiniteWidth", "Linearised", "Margin", "Motion",
+    "Networks", "Rivals", "Trajectory", "UnavailableError", "unfinished",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How far the kernel moved, in size and direction, and its alignment with the target; and the networks alone."""
+"""How far the kernel moved, in size and direction; and the networks alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
-from bench.compare.metrics import agreement, clean_labels, loss_name, network_outputs, relative_error, train_labels
+from bench.compare.metrics import agreement, clean_labels, loss_name, network_outputs, relative_error
 from bench.compare.predictions import infinite_kernels, other_seeds
 from bench.record import Score, summarise
 from bench.trained import History, Trained
@@ -24,22 +24,20 @@ class Motion:
     """``|K_T - K_0| / |K_0|`` and its parts, on the training points; spectra before, after and at infinite width."""
 
     name: str = "motion"
-    version: int = 2
+    version: int = 3
 
     def __call__(self, trained: Trained) -> list[Score]:
         columns: dict[str, list[float]] = {}
+        outputs = trained.f_T.shape[2]
         for i in range(len(trained.members)):
             K_0, K_T = train_kernel(trained, i, 0), train_kernel(trained, i, -1)
-            y = train_labels(trained, i)
             row = {
                 "motion": float((K_T - K_0).norm() / K_0.norm()),
                 "distance": float(1 - (K_0 * K_T).sum() / (K_0.norm() * K_T.norm())),
                 "growth": float(K_T.norm() / K_0.norm()),
-                "alignment_initial": alignment(K_0, y),
-                "alignment_after": alignment(K_T, y),
             }
             if (limit := self._limit(trained, i)) is not None:
-                row["initial_to_infinite"] = float((K_0 / y.shape[1] - limit).norm() / limit.norm())
+                row["initial_to_infinite"] = float((K_0 / outputs - limit).norm() / limit.norm())
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
         data = [member.data for member in trained.members]
@@ -108,13 +106,6 @@ def train_kernel(trained: Trained, member: int, snapshot: int) -> Tensor:
     """The trace over outputs of the NTK on the training points, [n, n]."""
     kernel = trained.ntk[member, snapshot].diagonal(dim1=2, dim2=3).sum(-1)
     return kernel[: kernel.shape[1]]
-
-
-def alignment(kernel: Tensor, y: Tensor) -> float:
-    """Centred kernel-target alignment, ``<K, Y> / (|K| |Y|)`` with K and ``Y = y y'`` centred (Cortes et al. 2012)."""
-    centred = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
-    target = (y - y.mean(0)) @ (y - y.mean(0)).T
-    return float((centred * target).sum() / (centred.norm() * target.norm()))
 
 
 def spectrum(kernel: Tensor) -> np.ndarray:

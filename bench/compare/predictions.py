@@ -15,7 +15,7 @@ from bench.losses import loss_of
 from bench.predict import KernelPredictor
 from bench.train import change
 from bench.trained import Trained
-from models.limits import NoInfiniteWidthLimit, infinite_width
+from models.limits import InfiniteWidth, NoInfiniteWidthLimit, infinite_width
 
 Target = Literal["y", "self"]
 Form = Literal["full", "trace", "sum"]
@@ -94,6 +94,14 @@ def empirical_predictions(
     )
 
 
+def limit_of(trained: Trained) -> InfiniteWidth:
+    """Raises: UnavailableError, the model has no infinite-width limit yet."""
+    try:
+        return infinite_width(trained.net)
+    except NoInfiniteWidthLimit as error:
+        raise UnavailableError(str(error)) from error
+
+
 @functools.lru_cache(KEPT)
 def infinite_kernels(trained: Trained) -> dict[int, dict[str, Tensor]]:
     """Data draw -> {"ntk", "nngp"}, each [n_train + n_test, n_train]: one limit for all members of a draw.
@@ -101,10 +109,7 @@ def infinite_kernels(trained: Trained) -> dict[int, dict[str, Tensor]]:
     Raises:
         UnavailableError: the model has no infinite-width limit yet.
     """
-    try:
-        limit = infinite_width(trained.net)
-    except NoInfiniteWidthLimit as error:
-        raise UnavailableError(str(error)) from error
+    limit = limit_of(trained)
     kernels = {}
     for data in sorted({member.data for member in trained.members}):
         task = trained.tasks[data]

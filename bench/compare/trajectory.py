@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from bench.compare.alignment import alignment
 from bench.compare.metrics import clean_labels, loss_name, network_outputs, r2, relative_error, skill_of, train_labels
-from bench.compare.motion import alignment
 from bench.compare.predictions import empirical_predictions, outputs_at, regress
 from bench.record import Score
 from bench.trained import Trained

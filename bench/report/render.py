@@ -215,6 +215,7 @@ def _training(found: list[Study]) -> str:
         ("of the network linearised at its start", COLOURS["initial"], "solid"),
         ("kernel motion; kernel distance", COLOURS["kernel"], "solid"),
         ("kernel-target alignment", COLOURS["kernel"], "dashed"),
+        ("the same on test points", COLOURS["kernel"], "dotted"),
         ("labels themselves", COLOURS["labels"], "dashed"),
     )
     return markup.paragraph(note) + markup.legend(entries) + body
