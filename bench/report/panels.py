@@ -12,7 +12,7 @@ import numpy as np
 from bench.record import Record
 from bench.report import markup
 from bench.report.figures import GRID, bare, fixed_ticks, log_axis, new_figure, styled, svg
-from bench.report.formats import ABSENT, number
+from bench.report.formats import ABSENT, measured, number
 from bench.store import read_record
 from bench.studies.study import FOLDER
 
@@ -61,8 +61,7 @@ def text_list(records: Iterable[Record]) -> str:
     for record in records:
         reason = f": {record.reason}" if record.reason else ""
         lines.append(f"{record.card.get('title', record.name)}: {record.status}{reason}")
-        lines += [f"  {score.name}: {number(score.value, score.standard_error)} ± {number(score.standard_error, score.standard_error)} "
-                  f"({score.n_seeds})" for score in record.scores]  # fmt: skip
+        lines += [f"  {score.name}: {measured(score)}" for score in record.scores]
     return "\n".join(lines)
 
 

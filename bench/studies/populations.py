@@ -104,15 +104,24 @@ def sphere(d: int, depth: int, levels: Sequence[int], points: int, seed: int, de
 
 
 def fit_networks(
-    net: nn.Module, trainer: Trainer, x: Tensor, targets: Tensor, drawn: Tensor, first_init: int = 0, inits: int = 1
+    net: nn.Module,
+    trainer: Trainer,
+    x: Tensor,
+    targets: Tensor,
+    drawn: Tensor,
+    *,
+    first_init: int = 0,
+    inits: int = 1,
+    shared: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Networks on training sets drawn from a population, each target its own, from initialisations that targets share.
+    """Networks on training sets drawn from a population, each target its own.
 
     Args:
         x: [M, *shape].
         targets: [M, c].
         drawn: [sets, n], rows of x.
-        first_init: the number of the first set's initialisation, ``inits`` for each set.
+        first_init: the number of the initialisations of the first set, to tell those of different seeds apart.
+        shared: whether the targets of a set share its initialisations.
 
     Returns:
         outputs on all M points, [sets, inits, c, M], and relative train losses, [sets, inits, c]. Outputs of networks
@@ -121,7 +130,7 @@ def fit_networks(
     tasks = [Task("population", x[rows], targets[rows], x, targets) for rows in drawn.cpu()]
     sets, n, c = len(tasks), drawn.shape[1], targets.shape[1]
     members = [
-        Member(data, first_init + inits * data + init, target=k)
+        Member(data, (first_init * inits + init) * (1 if shared else c) + (0 if shared else k), target=k)
         for data in range(sets)
         for init in range(inits)
         for k in range(c)

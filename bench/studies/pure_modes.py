@@ -111,7 +111,7 @@ def _measure(settings: PureModes, population: Population, n: int, seed: int) -> 
             accelerated=True, step=1.0, tolerance=settings.tolerance, max_steps=settings.max_steps, snapshots=2
         )
         outputs, _ = fit_networks(
-            net, trainer, population.x, population.targets, drawn.drawn[:count], first_init=seed * count
+            net, trainer, population.x, population.targets, drawn.drawn[:count], first_init=seed
         )
         outputs = outputs[:, 0].transpose(1, 2)  # [sets, M, c]
         squared = (outputs - population.targets) ** 2
