@@ -59,19 +59,22 @@ class DeepBootstrap:
 
 
 def deep_bootstrap(settings: DeepBootstrap) -> Record:
-    """``test``, ``train`` [seeds, n, tau] and ``test_theory``, ``train_theory`` [1, n, tau], ``ideal`` [1, tau] of
-    infinitely many points; ``image_test`` and ``image_theory`` [seeds, n, tau], off the training set; ``ratio``
-    [seeds, n, shares]: test MSE of networks on n points over that of networks on ``reference`` points at the same time.
+    """``test``, ``train``, ``noise_test``, ``noise_train`` (labels of pure unit noise) [seeds, n, tau] and their
+    ``..._theory`` [1, n, tau], ``ideal`` [1, tau] of infinitely many points; ``image_test`` and
+    ``image_theory`` [seeds, n, tau], off the training set; ``ratio`` [seeds, n, shares]: test MSE of networks
+    on n points over that of networks on ``reference`` points at the same time.
     """
     lam = torch.arange(1, settings.modes + 1, dtype=torch.float64) ** -2
     v = torch.arange(1, settings.modes + 1, dtype=torch.float64) ** -1
     n, tau = torch.tensor(settings.n, dtype=torch.float64)[:, None], torch.tensor(settings.tau, dtype=torch.float64)
     theory = eigenlearning(lam, v**2, n, n / tau)
+    noise = eigenlearning(lam, torch.zeros_like(v), n, n / tau, 1.0)
     rows = [_seed(settings, lam, v, seed) for seed in settings.seeds]
     arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     ideal = ((1 / (1 + lam * tau[:, None])) ** 2 * v**2).sum(1)
     arrays |= {
         "test_theory": theory.test_mse[None].numpy(), "train_theory": theory.train_mse[None].numpy(),
+        "noise_test_theory": noise.test_mse[None].numpy(), "noise_train_theory": noise.train_mse[None].numpy(),
         "ideal": ideal[None].numpy(), "tau": np.array(settings.tau), "image_tau": np.array(settings.image_tau),
         "shares": np.array(settings.shares), "one": np.ones((1, len(settings.shares))),
     }  # fmt: skip
@@ -80,19 +83,25 @@ def deep_bootstrap(settings: DeepBootstrap) -> Record:
 
 def _seed(settings: DeepBootstrap, lam: Tensor, v: Tensor, seed: int) -> dict[str, np.ndarray]:
     pairs = [[_gaussian(settings, lam, v, n, tau, seed) for tau in settings.tau] for n in settings.n]
-    found = {"test": np.array(pairs)[:, :, 0], "train": np.array(pairs)[:, :, 1]}
+    names = ("test", "train", "noise_test", "noise_train")
+    found = {name: np.array(pairs)[:, :, i] for i, name in enumerate(names)}
     return found | (_images(settings, seed) if settings.population else {})
 
 
-def _gaussian(settings: DeepBootstrap, lam: Tensor, v: Tensor, n: int, tau: float, seed: int) -> tuple[float, float]:
-    """Exact test and train MSE of ridge regression on Gaussian features, mean over draws."""
+def _gaussian(settings: DeepBootstrap, lam: Tensor, v: Tensor, n: int, tau: float, seed: int) -> tuple[float, ...]:
+    """Test and train MSE of ridge regression on Gaussian features, mean over draws; then the same of pure unit noise.
+
+    Errors over inputs are exact: only training sets are drawn.
+    """
     rng = torch.Generator().manual_seed(seed_of("gaussian", seed, n))  # every tau has the same draws
     z = torch.randn(settings.gaussian_trials, n, len(lam), generator=rng, dtype=torch.float64)
     gram = (z * lam) @ z.mT + n / tau * torch.eye(n, dtype=torch.float64)
-    dual = torch.linalg.solve(gram, (z @ v)[..., None])
-    learned = lam * (z.mT @ dual)[..., 0]
-    test = (learned - v).square().sum(1).mean()
-    return float(test), float((n / tau * dual).square().mean())
+    noise = torch.randn(settings.gaussian_trials, n, generator=rng, dtype=torch.float64)
+    dual = torch.linalg.solve(gram, torch.stack([z @ v, noise], 2))
+    learned = lam[:, None] * (z.mT @ dual)  # [trials, modes, 2]
+    test, noise_test = (learned[..., 0] - v).square().sum(1).mean(), 1 + learned[..., 1].square().sum(1).mean()
+    train, noise_train = (n / tau * dual).square().mean((0, 1))
+    return float(test), float(train), float(noise_test), float(noise_train)
 
 
 def _images(settings: DeepBootstrap, seed: int) -> dict[str, np.ndarray]:
@@ -149,7 +158,8 @@ def _page(settings: DeepBootstrap) -> dict[str, Any]:
     ideal = Curve("infinitely many points", "ideal", "reference")
     label = "effective time n / ridge"
     panels = [
-        Panel("Power law: test", "tau", label, "test MSE", (*curves("test", "test_theory", settings.n), ideal), True, True),
+        Panel("Power law: test", "tau", label, "test MSE",
+              (*curves("test", "test_theory", settings.n), ideal), True, True),
         Panel("Power law: train", "tau", label, "train MSE",
               (*curves("train", "train_theory", settings.n), ideal), True, True),
     ]  # fmt: skip
@@ -158,10 +168,11 @@ def _page(settings: DeepBootstrap) -> dict[str, Any]:
         panels.append(Panel("MNIST, 0-4 against 5-9", "image_tau", label, "test MSE", images, True, True))
     if settings.population and settings.networks:
         ratio = [Curve(f"n = {n}", "ratio", "network", (i,)) for i, n in enumerate(settings.network_n)]
-        panels.append(Panel("Networks: collapse", "shares", "time x kappa_0(n)", f"test MSE / that of n = {settings.reference}",
+        panels.append(Panel("Networks: collapse", "shares", "time x kappa_0(n)",
+                            f"test MSE / that of n = {settings.reference}",
                             (*ratio, Curve("infinitely many points", "one", "reference")), True))  # fmt: skip
     text = (
-        "Until the effective time reaches 1 / kappa_0(n), training sets of any size share one curve, that of infinitely "
-        "many points: regularisation limits them. After it, the data do."
+        "Until the effective time reaches 1 / kappa_0(n), training sets of any size share one curve, that of "
+        "infinitely many points: regularisation limits them. After it, the data do."
     )
     return page("Deep bootstrap", text, tuple(panels))

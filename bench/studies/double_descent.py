@@ -138,7 +138,10 @@ def _networks(settings: DoubleDescent, width: int, seed: int) -> tuple[float, fl
 def _page(settings: DoubleDescent) -> dict[str, Any]:
     relu = [Curve("ReLU features", "relu_theory", "theory"), Curve("ReLU features", "relu", "kernel")]
     if settings.networks:
-        relu += [Curve("networks, last layer", "network", "network"), Curve("on their features", "network_same", "kernel")]
+        relu += [
+            Curve("networks, last layer", "network", "network"),
+            Curve("on their features", "network_same", "kernel"),
+        ]
     panels = (
         Panel("Gaussian data and features", "k", "features k", "test MSE",
               (Curve("random features", "gaussian_theory", "theory"), Curve("random features", "gaussian", "kernel"),

@@ -26,7 +26,9 @@ FIELDS = ("total_learnability", "population_mse", "test_mse", "label_train_mse")
 
 @dataclass(frozen=True)
 class FiniteDomain:
-    """Settings: each seed is ``trials`` training sets of every case; the target is a sum of four parities.
+    """Settings: each seed is ``case_trials`` training sets of every case and ``trials`` for all else.
+
+    The target is a sum of four parities.
 
     Attributes:
         cases: (n, ridge, noise) each.
@@ -42,6 +44,7 @@ class FiniteDomain:
     moments_n: tuple[int, ...] = (32, 64)
     bound_n: tuple[int, ...] = (4, 16, 64, 128)
     bound_depths: tuple[int, ...] = (1, 2, 4)
+    case_trials: int = 200
     trials: int = 100
     seeds: tuple[int, ...] = (0, 1, 2, 3)
 
@@ -51,10 +54,10 @@ def finite_domain(settings: FiniteDomain) -> Record:
 
     ``measured`` [seeds, cases, fields], ``finite`` and ``plain`` [1, cases, fields] (plain eigenlearning has one test
     error, and in its train error the noise). ``variance_ratio`` [seeds, moments_n, levels]: variance of the learned
-    coefficients over L^2 E / n, averaged over a level; ``bias_ratio``, ``spread_ratio`` [seeds, moments_n]: of bias and
-    variance of the error. ``shifted`` [seeds, moments_n] and ``shifted_theory``, ``unshifted_theory`` [1, moments_n]:
-    test MSE under reweighted inputs. ``parity`` [seeds, depths, bound_n]: learnability of the parity of all bits,
-    ``parity_theory`` and ``parity_bound`` [1, ...].
+    coefficients over L^2 E / n, averaged over a level (``variance_wrong``: over L E / n); ``bias_ratio``,
+    ``spread_ratio`` [seeds, moments_n]: of bias and variance of the error. ``shifted`` [seeds, moments_n],
+    ``shifted_theory`` and ``unshifted_theory`` [1, moments_n]: test MSE under reweighted inputs. ``parity``
+    [seeds, depths, bound_n]: learnability of the parity of all bits, ``parity_theory`` and ``parity_bound`` [1, ...].
     """
     x, basis = corners(settings.d), parities(settings.d)
     codes = [0, 1, 6, 56]  # parities of 0, 1, 2 and 3 bits
@@ -73,7 +76,7 @@ def _cases(settings: FiniteDomain, kernel: Tensor, target: Tensor, modes: Tensor
         for i, seed in enumerate(settings.seeds):
             rng = torch.Generator().manual_seed(seed_of("sets", seed, j))
             found = kernel_trials(
-                kernel, target[:, None], int(n), trials=settings.trials, generator=rng, ridge=ridge, noise=noise
+                kernel, target[:, None], int(n), trials=settings.case_trials, generator=rng, ridge=ridge, noise=noise
             )
             measured[i, j] = [float(getattr(found, field).mean()) for field in FIELDS]
         without = finite_population(modes, v**2, n, ridge, noise)
@@ -104,12 +107,14 @@ def _moments(
             assert found is not None
             learned = found[:, :, 0]
             ratio = learned.var(0) / theory.coefficient_variance
+            wrong = ratio * theory.learnabilities
             scale = settings.trials / (settings.trials - 1)
             bias = (learned.mean(0) - v).square().sum() - learned.var(0).sum() / settings.trials
             spread = (learned - learned.mean(0)).square().sum(1).mean() * scale
             off = (learned - v) @ basis.T
             for name, value in (
                 ("variance_ratio", [float(ratio[level == k].mean()) for k in range(settings.d + 1)]),
+                ("variance_wrong", [float(wrong[level == k].mean()) for k in range(settings.d + 1)]),
                 ("bias_ratio", float(bias / (theory.test_mse - theory.variance))),
                 ("spread_ratio", float(spread / theory.variance)),
                 ("shifted", float((off**2 @ weights).mean())),
@@ -140,4 +145,3 @@ def _parity(settings: FiniteDomain, x: Tensor) -> dict[str, np.ndarray]:
                 measured[i, a, b] = float(trials.learnability.mean())
     bound = parity_bound(list(settings.bound_n), settings.d).learnability.numpy()
     return {"parity": measured, "parity_theory": theory, "parity_bound": np.tile(bound, (1, shape[0], 1))}
-

@@ -108,9 +108,7 @@ def _networks(settings: HermiteImages, x: Tensor, y: Tensor, seed: int) -> dict[
     for n in settings.network_n:
         rng = torch.Generator().manual_seed(seed_of("networks", seed, n))
         trials = kernel_trials(gram, y, n, trials=settings.networks, generator=rng)
-        outputs, _ = fit_networks(
-            network(x.shape[1], settings.width, 1), trainer, x, y, trials.drawn, first_init=seed
-        )
+        outputs, _ = fit_networks(network(x.shape[1], settings.width, 1), trainer, x, y, trials.drawn, first_init=seed)
         outside = torch.ones(len(trials.drawn), len(x), dtype=torch.bool).scatter_(1, trials.drawn, False)
         network_errors.append(float(((outputs[:, 0, 0] - y[:, 0]) ** 2)[outside].mean()))
         kernel_errors.append(float(trials.test_mse.mean()))

@@ -57,7 +57,8 @@ class ImagePairs:
 def image_pairs(settings: ImagePairs) -> Record:
     """Test MSE off the training set, [seeds, pairs, ridges, n]: ``measured``, mean over trials; ``theory`` (without
     replacement), ``plain`` (eigenlearning's error over all points, converted by its train error, as its authors do);
-    ``gcv``: from each training set alone, mean over trials. ``network`` and, on the same sets, ``same`` [seeds, pairs, n].
+    ``gcv``: from each training set alone, mean over trials. ``network`` and, on the same sets, ``same``
+    [seeds, pairs, n].
     """
     rows = [[_pair(settings, pair, seed) for pair in settings.pairs] for seed in settings.seeds]
     arrays = {name: np.array([[one[name] for one in row] for row in rows]) for name in rows[0][0]}

@@ -103,9 +103,9 @@ def _page(settings: KernelFlow) -> dict[str, Any]:
         Curve("theory, ridge N / 2t", "ridge_half", "theory"),
     )  # fmt: skip
     text = (
-        f"Lazy networks of width {settings.width} on {settings.n} points of {settings.task} while they train: the exact "
-        "flow of a fixed kernel follows them at every moment. Early stopping as a ridge N / t is a measurement: half "
-        "of that ridge fits about as well."
+        f"Lazy networks of width {settings.width} on {settings.n} points of {settings.task} while they train: the "
+        "exact flow of a fixed kernel follows them at every moment. Early stopping as a ridge N / t is a measurement: "
+        "half of that ridge fits about as well."
     )
     panel = Panel("Test error while training", "time", "time t", "relative test error", curves, True, True)
     return page(f"Training curves by kernel flow: {settings.task}", text, (panel,))

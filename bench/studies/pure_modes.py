@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench import store
 from bench.record import Record
-from bench.studies.panel import Curve, Panel, gap, page
+from bench.studies.panel import Curve, Kind, Panel, gap, page
 from bench.studies.populations import Population, circle, cube, fit_networks, network, sphere
 from bench.studies.study import result
 from bench.theory.bounds import first_point_mse
@@ -110,9 +110,7 @@ def _measure(settings: PureModes, population: Population, n: int, seed: int) -> 
         trainer = Trainer(
             accelerated=True, step=1.0, tolerance=settings.tolerance, max_steps=settings.max_steps, snapshots=2
         )
-        outputs, _ = fit_networks(
-            net, trainer, population.x, population.targets, drawn.drawn[:count], first_init=seed
-        )
+        outputs, _ = fit_networks(net, trainer, population.x, population.targets, drawn.drawn[:count], first_init=seed)
         outputs = outputs[:, 0].transpose(1, 2)  # [sets, M, c]
         squared = (outputs - population.targets) ** 2
         if not population.whole:
@@ -143,13 +141,15 @@ def _first_points(population: Population) -> np.ndarray:
 
 
 def _page(settings: PureModes) -> dict[str, Any]:
-    measured = [("kernel", "kernel_")] + ([("network", "network_")] if settings.networks else [])
+    measured: list[tuple[Kind, str]] = [("kernel", "kernel_")]
+    if settings.networks:
+        measured.append(("network", "network_"))
 
     def panel(title: str, quantity: str, label: str) -> Panel:
         curves = []
         for i, level in enumerate(settings.levels):
             curves.append(Curve(f"level {level}", f"theory_{quantity}", "theory", (i,)))
-            curves += [Curve(f"level {level}", f"{kind}{quantity}", name, (i,)) for name, kind in measured]  # type: ignore[arg-type]
+            curves += [Curve(f"level {level}", f"{kind}{quantity}", name, (i,)) for name, kind in measured]
         return Panel(title, "n", "training points n", label, tuple(curves), log_x=True)
 
     title = f"Learning curves of pure modes: {settings.domain} {settings.size}, depth {settings.depth}"

@@ -85,7 +85,7 @@ def _page(settings: WidthDependence) -> dict[str, Any]:
 
     def modes(quantity: str) -> tuple[Curve, ...]:
         return tuple(
-            Curve(f"level {level}", f"{kind}_{quantity}", kind, (last, i))  # type: ignore[arg-type]
+            Curve(f"level {level}", f"{kind}_{quantity}", kind, (last, i))
             for i, level in enumerate(settings.levels)
             for kind in ("theory", "kernel", "network")
         )
