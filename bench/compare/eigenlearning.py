@@ -32,10 +32,11 @@ class EigenlearningTheory:
     of K_0 on all points of the cell, of which the training set is a draw without replacement; ``measured``, the same
     kernel's regression; ``ratio``, measured over predicted; ``network_ratio``, the network's own error over predicted.
 
-    ``eigenlearning_after``: K_T depends on its training set, so its spectrum is that on the *test* points; ``predicted``
-    and ``measured`` are of ``fresh`` draws of them, as many as were trained on but at most half; ``own`` is the error of
-    its regression on its own training data, ``reuse_gap`` that over the prediction for as many points; ``gcv_invalid``
-    is the estimate from its own training set, over ``own``: it assumes a kernel that does not know the sample.
+    ``eigenlearning_after``: K_T depends on its training set, so its spectrum is that on the *test* points. There
+    ``predicted`` and ``measured`` are of ``fresh`` draws, as many as were trained on but half of them at most; ``own``
+    is the error of its regression on its own training data, ``reuse_gap`` that over the prediction for as many points;
+    ``gcv_invalid`` is the estimate from its own training set, over ``own``: it assumes a kernel that does not know the
+    sample.
 
     Attributes:
         fresh: draws of the test points for each after-kernel.
