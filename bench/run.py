@@ -61,14 +61,15 @@ def main(arguments: Sequence[str]) -> int:
         some = [record for p, record in zip(cells, records, strict=True) if (p.request is not None) == of_study]
         print(text(some) if some else "", end="\n" if some else "")
     begun = time.process_time()
-    _report(cells[0].config)
+    _report(cells)
     own = {"planning": planned, "report": time.process_time() - begun}
     print(_split(cells, own, time.perf_counter() - started))
     return int(any(record.status != "done" for record in records))
 
 
-def _report(config: DictConfig) -> None:
-    """The page and the tables of everything in ``runs``."""
+def _report(cells: Sequence[Planned]) -> None:
+    """The pages and the tables of everything in ``runs``; those of these cells are named."""
+    config = cells[0].config
     if config.report is None:
         return
     try:
@@ -76,7 +77,8 @@ def _report(config: DictConfig) -> None:
     except (OSError, ValueError) as error:
         print(f"widebench: no report: {error}", file=sys.stderr)
         return
-    print(f"Report: {report.files[0]}")
+    pages = {p.request.name if p.request else "report" for p in cells}
+    print("Report: " + ", ".join(str(file) for file in report.files if file.stem in pages and file.suffix == ".html"))
 
 
 def _hydra(arguments: Sequence[str]) -> None:
