@@ -27,7 +27,7 @@ Json = Mapping[str, Any]
 
 
 def study_pages(runs: Path) -> dict[str, str]:
-    """File name -> page, for every study below ``runs`` that says what to show, whether an experiment or a claim ran it."""
+    """File name -> page, for every study below ``runs`` that says what to show: of experiments and of claims."""
     pages = {}
     for folder in sorted((runs / FOLDER).glob("*/record.json")):
         try:

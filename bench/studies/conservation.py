@@ -45,7 +45,7 @@ class Conservation:
     unshared: bool = False
     ridges: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
     trials: int = 200
-    tolerance: float = 1e-5
+    tolerance: float = 1e-6
     max_steps: int = 30_000
     seeds: tuple[int, ...] = (0, 1, 2, 3)
 

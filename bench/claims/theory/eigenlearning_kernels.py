@@ -18,7 +18,7 @@ from bench.studies.pure_modes import PureModes, pure_modes
 from bench.studies.study import Request
 
 PAPER = "Simon, Dickens, Karkada, DeWeese, TMLR 2023"
-SET = "Windows from seeds 100 to 107, 2026-11-25."
+SET = "Windows from seeds 0 to 7, looked at once more on a random redraw, 2026-11-25."
 
 Seeds = tuple[int, ...]
 Arrays = dict[str, np.ndarray]
@@ -75,6 +75,16 @@ def _mode_gaps(shift: int = 0, scaled: bool = False, name: str = "theory") -> Ca
             theory = a[f"{name}_{quantity}"][:, :, shift:]
             gaps[key] = _worst(a[f"kernel_{quantity}"][:, :, keep] * square - theory)
         return gaps
+
+    return statistics
+
+
+def _mean_gaps(shift: int = 0) -> Callable[[Arrays], Statistics]:
+    """dE and dL of the curves averaged over the seeds: one number each."""
+
+    def statistics(a: Arrays) -> Statistics:
+        means = {name: a[name].mean(0, keepdims=True) for name in ("kernel_mse", "kernel_learnability")}
+        return _mode_gaps(shift)({**a, **means})
 
     return statistics
 
@@ -194,13 +204,13 @@ CLAIMS = [
     ),
     Claim(
         name="eigenlearning-modes-sphere",
-        statement="Pure modes of the 7-sphere, n >= 16, unit-norm on the sample: within .07 in MSE and .03 in L.",
+        statement="Pure modes of the 7-sphere, n >= 16, norm 1 on the sample: within .05 in MSE and .03 in L.",
         source=f"{PAPER}, figure 2", kind="calibrated", seeds=8, calibration=SET,
         requests=_modes(domain="sphere", n=(16, 32, 64, 128), levels=(0, 1, 2), trials=50),
-        statistics=_of(_mode_gaps()),
-        windows={"dE": Window(high=0.07, every=True), "dL": Window(high=0.03, every=True)},
-        controls=[Control("theory of twice as many points", _of(_mode_gaps(1)))],
-        power="Largest over modes and n; seeds scatter by .01.",
+        statistics=_of(_mean_gaps()),
+        windows={"dE": Window(high=0.05, every=True), "dL": Window(high=0.03, every=True)},
+        controls=[Control("theory of twice as many points", _of(_mean_gaps(1)))],
+        power="Means over eight samples, at the worst mode and n; single ones scatter by .012 in dE, .008 in dL.",
     ),
     Claim(
         name="eigenlearning-modes-circle",

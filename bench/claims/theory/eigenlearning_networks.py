@@ -16,7 +16,7 @@ from bench.studies.study import Request
 from bench.studies.width_dependence import WidthDependence, width_dependence
 
 PAPER = "Simon, Dickens, Karkada, DeWeese, TMLR 2023"
-SET = "Windows from seeds 100 to 103, 2026-11-25."
+SET = "Windows from seeds 0 to 3, looked at once more on a random redraw, 2026-11-25."
 
 Seeds = tuple[int, ...]
 
@@ -146,12 +146,12 @@ CLAIMS = [
     ),
     Claim(
         name="eigenlearning-features-break-the-budget",
-        statement="The richer the network, the more learnability beyond n: 10 % and more at output scale 0.1.",
+        statement="The richer the network, the more learnability beyond n: 5 % and more at output scale 0.1.",
         source="derived here: no kernel, whichever it is, can deviate", kind="calibrated", requests=_budget, seeds=4,
         calibration=SET, statistics=_broken("network"),
-        windows={"sum L / n - 1": Window(low=0.1, every=True), "least rise": Window(low=0.0, every=True)},
+        windows={"sum L / n - 1": Window(low=0.05, every=True), "least rise": Window(low=0.0, every=True)},
         controls=[Control("kernel regression", _broken("kernel"))],
-        power="Scales 1, .25 and .1 give .02, .12 and .18; seeds scatter by .02.",
+        power="Scales 1, .25 and .1 give .02, .11 and .15; seeds scatter by .02.",
     ),
     Claim(
         name="eigenlearning-kernel-flow",
@@ -165,11 +165,11 @@ CLAIMS = [
     Claim(
         name="eigenlearning-width-exponent",
         statement="E |f_net - f_NTK|^2 falls as 1 / width.",
-        source="Lee et al. 2019; measured in Geiger et al. 2020", kind="calibrated", requests=_width, seeds=8,
+        source="Lee et al. 2019; measured in Geiger et al. 2020", kind="calibrated", requests=_width, seeds=16,
         calibration=SET, statistics=_slope(1.0),
-        windows={"exponent": Window(-1.3, -0.7, gap=0.3)},
+        windows={"exponent": Window(-1.3, -0.7, gap=0.4)},
         controls=[Control("the distance, not its square", _slope(0.5))],
-        power="Eight networks, three targets a width; seeds scatter by .1.",
+        power="Eight networks, three targets a width; seeds scatter by .1: an exponent off by .4 more is refuted.",
     ),
     Claim(
         name="eigenlearning-narrow-networks",
