@@ -83,10 +83,14 @@ def _mean_gaps(shift: int = 0) -> Callable[[Arrays], Statistics]:
     """dE and dL of the curves averaged over the seeds: one number each."""
 
     def statistics(a: Arrays) -> Statistics:
-        means = {name: a[name].mean(0, keepdims=True) for name in ("kernel_mse", "kernel_learnability")}
-        return _mode_gaps(shift)({**a, **means})
+        return _mode_gaps(shift)(a | _means(a, "kernel_mse", "kernel_learnability"))
 
     return statistics
+
+
+def _means(a: Arrays, *names: str) -> Arrays:
+    """These arrays averaged over the seeds: for small training sets single means have heavy tails."""
+    return {name: a[name].mean(0, keepdims=True) for name in names}
 
 
 def _peak(level: int) -> Callable[[Arrays], Statistics]:
@@ -117,6 +121,7 @@ _CASES = [f"{field}, case {case}" for case in range(4) for field in FIELDS[:2]]
 
 def _noise(shift: int = 0) -> Callable[[Arrays], Statistics]:
     def statistics(a: Arrays) -> Statistics:
+        a = a | _means(a, "noise_test", "noise_train")
         last = a["tau"].size - shift
         test = _ratio(a["noise_test"][:, 1:, :last], a["noise_test_theory"][:, 1:, shift:])
         theory = a["noise_train_theory"][:, 1:, shift:]
@@ -128,6 +133,7 @@ def _noise(shift: int = 0) -> Callable[[Arrays], Statistics]:
 
 def _curves(shift: int = 0) -> Callable[[Arrays], Statistics]:
     def statistics(a: Arrays) -> Statistics:
+        a = a | _means(a, "test")
         last = a["tau"].size - shift
         gaps = np.abs(_ratio(a["test"][:, :, :last], a["test_theory"][:, :, shift:])).reshape(len(a["test"]), -1)
         return {"median": np.median(gaps, 1), "largest": gaps.max(1)}
@@ -245,12 +251,12 @@ CLAIMS = [
     ),
     Claim(
         name="eigenlearning-noise",
-        statement="On pure noise the test error is E_0 and the train error (delta / n kappa)^2 E_0, to 8 and 12 %.",
+        statement="On pure noise the test error is E_0 and the train error (delta / n kappa)^2 E_0, within 8 %.",
         source=f"{PAPER}, equations 9 and 11", kind="calibrated", requests=_bootstrap, seeds=8, calibration=SET,
         statistics=_of(_noise()),
-        windows={"E_0": Window(high=0.08, every=True), "train": Window(high=0.12, every=True)},
+        windows={"E_0": Window(high=0.08, every=True), "train": Window(high=0.08, every=True)},
         controls=[Control("theory of a smaller ridge", _of(_noise(2)))],
-        power="Largest over n and ridges; seeds of 25 sets scatter by .02.",
+        power="Means over all seeds, largest over n and ridges; single seeds scatter by .05.",
     ),
     Claim(
         name="eigenlearning-parity-bound",
@@ -271,7 +277,7 @@ CLAIMS = [
         statistics=_of(_curves()),
         windows={"median": Window(high=0.05, every=True), "largest": Window(high=0.25, every=True)},
         controls=[Control("theory of a smaller ridge", _of(_curves(1)))],
-        power="27 settings of n and ridge a seed.",
+        power="Means over all seeds at 27 settings of n and ridge; at n = 16 single seeds scatter by .1.",
     ),
     Claim(
         name="eigenlearning-shifted-inputs",
