@@ -12,7 +12,7 @@ import numpy as np
 from bench.record import Record
 from bench.report import markup
 from bench.report.figures import GRID, bare, fixed_ticks, log_axis, new_figure, styled, svg
-from bench.report.formats import ABSENT, number
+from bench.report.formats import ABSENT, measured, number
 from bench.store import read_record
 from bench.studies.study import FOLDER
 
@@ -27,7 +27,7 @@ Json = Mapping[str, Any]
 
 
 def study_pages(runs: Path) -> dict[str, str]:
-    """File name -> page, for every study below ``runs`` that says what to show (the claims' own do not)."""
+    """File name -> page, for every study below ``runs`` that says what to show: of experiments and of claims."""
     pages = {}
     for folder in sorted((runs / FOLDER).glob("*/record.json")):
         try:
@@ -61,8 +61,7 @@ def text_list(records: Iterable[Record]) -> str:
     for record in records:
         reason = f": {record.reason}" if record.reason else ""
         lines.append(f"{record.card.get('title', record.name)}: {record.status}{reason}")
-        lines += [f"  {score.name}: {number(score.value, score.standard_error)} ± {number(score.standard_error)} "
-                  f"({score.n_seeds})" for score in record.scores]  # fmt: skip
+        lines += [f"  {score.name}: {measured(score)}" for score in record.scores]
     return "\n".join(lines)
 
 
@@ -137,7 +136,7 @@ def _table(record: Record, panel: Json) -> str:
         for mean, error, count in columns:
             text = number(float(mean[i]), float(error[i]))
             if count > 1 and text != ABSENT:
-                text += f" ± {number(float(error[i]))} ({count})"
+                text += f" ± {number(float(error[i]), float(error[i]))} ({count})"
             cells.append(text)
         rows.append([f"{place:g}", *cells])
     kinds = {"theory": "theory", "kernel": "kernel", "network": "network", "reference": "reference"}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from bench import store
+from bench.record import Score, summarise
 
 Kind = Literal["theory", "kernel", "network", "reference"]
 """How a curve is drawn: a line for theory, dots with error bars for what was measured, a thin line as reference."""
@@ -47,3 +50,9 @@ class Panel:
 def page(title: str, text: str, panels: tuple[Panel, ...]) -> dict[str, Any]:
     """What a study adds to its card: the heading of its page, what one sees there, and the panels."""
     return {"title": title, "text": text, "panels": store.plain(panels)}
+
+
+def gap(name: str, measured: np.ndarray, expected: np.ndarray) -> Score:
+    """The mean distance of two curves, [seeds, ...] and [seeds or 1, ...]; nan where a seed has no value."""
+    distances = np.abs(measured - expected).reshape(len(measured), -1)
+    return summarise(f"{name}/mean distance", list(distances.mean(1)), list(range(len(distances))))

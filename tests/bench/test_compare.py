@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from bench.compare import Empirical, Features, InfiniteWidth, Linearised, Rivals, Trajectory, UnavailableError, metrics
+from bench.compare import (
+    EigenlearningTheory,
+    Empirical,
+    Features,
+    InfiniteWidth,
+    Linearised,
+    Rivals,
+    Trajectory,
+    UnavailableError,
+    metrics,
+)
 from bench.compare.linear import conjugate_kernel, linearised
 from bench.compare.motion import curve_steps
 from bench.compare.predictions import infinite_kernels
@@ -219,3 +229,37 @@ def test_without_test_labels_only_what_needs_none_is_scored(trained):
     assert not any(score.name.startswith("labels") for score in Rivals()(unlabelled))
     with pytest.raises(UnavailableError, match="test labels"):
         Trajectory().arrays(unlabelled)
+
+
+def eigenlearning_scores(tasks: list[Task], richness: float, noise: float) -> dict[str, float]:
+    net = mlp(tasks[0].x_shape[0], 128, 1, 1, b_std=0.3, readout_b_std=0.3)
+    trained = Trainer(richness, tolerance=1e-3, snapshots=2).fit(net, tasks, members(len(tasks), 1))
+    assert set(trained.status) == {"done"}
+    return {score.name: score.value for score in EigenlearningTheory()(trained)}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_eigenlearning_beside_each_kernel(noise):
+    """Staircase, four data draws: fixed kernels meet the theory, K_T only on fresh points.
+
+    Single draws of this size scatter by 10 %, their mean over four by 5 %: 20 % is four standard errors.
+    """
+    tasks = [staircase(d=10, n_train=128, n_test=384, seed=i, noise=noise) for i in range(4)]
+    found = eigenlearning_scores(tasks, 1.0, noise)
+    for kind in ("infinite", "initial"):
+        assert found[f"eigenlearning_{kind}/ratio"] == pytest.approx(1, abs=0.2)
+        product = found[f"eigenlearning_{kind}/measured"] / found[f"eigenlearning_{kind}/predicted"]
+        assert product == pytest.approx(found[f"eigenlearning_{kind}/ratio"], rel=0.1)
+        assert found[f"eigenlearning_{kind}/network_ratio"] < 0.8  # a network that learns features errs less
+    if noise:  # without, K_T has a few modes only, and the theory is a third too low
+        assert found["eigenlearning_after/ratio"] == pytest.approx(1, abs=0.2)
+        assert found["eigenlearning_after/reuse_gap"] > 1.2 * found["eigenlearning_after/ratio"]
+
+
+def test_eigenlearning_needs_labels_and_squared_error(trained):
+    with pytest.raises(UnavailableError, match="test labels"):
+        EigenlearningTheory()(dataclasses.replace(trained, labelled=False))
+    with pytest.raises(UnavailableError, match=r"trainer\.loss=logistic"):
+        EigenlearningTheory()(dataclasses.replace(trained, settings={"loss": "logistic"}))
+    with pytest.raises(ValueError, match="fresh"):
+        EigenlearningTheory(fresh=0)

@@ -19,6 +19,9 @@ SMALL = [
 ]  # fmt: skip
 
 
+CELLS = {"after_kernel": 27, "width": 10, "cnn": 4, "quick": 3, "pure_modes": 3}
+
+
 def bench(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bench", *arguments], cwd=folder, capture_output=True, text=True, check=False
@@ -69,7 +72,7 @@ def test_every_experiment_composes(name, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     if name == "cnn":
         monkeypatch.setenv("WIDEBENCH_DATA", str(request.getfixturevalue("data_folder")))
-    assert len(plan([f"experiment={name}"])) == {"after_kernel": 27, "width": 10, "cnn": 4, "quick": 3}[name]
+    assert len(plan([f"experiment={name}"])) == CELLS.get(name, 1)
 
 
 def test_the_command_line_replaces_a_swept_axis(tmp_path, monkeypatch):
