@@ -20,6 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bench import progress, store, tracking
+from bench.launch import held, is_apart, launch
 from bench.plan import CONF, PlanError, Planned, build, plan
 from bench.record import Record
 from bench.report import text_table, write_report
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     flags = [a for a in arguments if a.startswith("-")]
     overrides = [a for a in arguments if a not in flags]
     if set(flags) - {"-m", "--multirun"}:  # --help, --cfg job: Hydra's own
-        return _hydra(arguments)
+        _hydra(arguments)
+        return 0
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread a process, and the same bits on every machine
     started = time.perf_counter()
     try:
@@ -51,15 +53,11 @@ def main(arguments: Sequence[str]) -> int:
         if p.config.force or not (study.finished(p.settings, p.folder) and _is_tracked(p.config, p.folder))
     ]
     if missing:
-        several = len(missing) > 1
-        if several and not torch.cuda.is_available() and not any(a.startswith("hydra/launcher") for a in overrides):
-            # Handing cells to a worker costs a fifth of a second each time: several at once, if there are many.
-            at_once = max(1, len(missing) // (6 * (os.cpu_count() or 1)))
-            overrides += ["hydra/launcher=joblib", f"hydra.launcher.batch_size={at_once}"]
-        if "hydra/launcher=joblib" in overrides:
-            os.environ[progress.COMMAND] = str(os.getpid())
         with progress.watch([progress.Job(p.folder, p.work) for p in missing]):
-            _hydra([*overrides, *flags])
+            try:
+                launch(missing, overrides, flags, _hydra)
+            except RuntimeError as error:
+                print(f"widebench: {error}", file=sys.stderr)
     records = [_read(p) for p in cells]
     print(text_table(records))
     begun = time.process_time()
@@ -81,13 +79,12 @@ def _report(config: DictConfig) -> None:
     print(f"Report: {report.files[0]}")
 
 
-def _hydra(arguments: Sequence[str]) -> int:
+def _hydra(arguments: Sequence[str]) -> None:
     before, sys.argv = sys.argv, ["python -m bench", *arguments]
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     finally:
         sys.argv = before
-    return 0
 
 
 def job(config: DictConfig) -> None:
@@ -96,6 +93,8 @@ def job(config: DictConfig) -> None:
     started = time.perf_counter()
     cell = build(config)
     folder = Path(config.runs) / cell.name
+    if is_apart(folder):
+        return
     try:
         with store.lock(folder).acquire(timeout=PATIENCE):
             if config.force:
@@ -115,8 +114,10 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
     """Train and score, then W&B and the environment, and the record last: what has one lacks nothing."""
     seconds: dict[str, float] = {}
     record = Record(cell.name, "interrupted", "Interrupted.", dict(cell.card))
+    report = progress.reporter(folder)
+    report(0.0)  # begun
     try:
-        record, seconds = study.run(cell, folder, progress.reporter(folder))
+        record, seconds = study.run(cell, folder, report)
         begun = time.process_time()
         _track(config, record, folder)
         seconds["tracking"] = time.process_time() - begun
@@ -149,7 +150,9 @@ def _read(planned: Planned) -> Record:
     try:
         return store.read_record(planned.folder)
     except (FileNotFoundError, ValueError) as error:
-        reason = "left no record" if isinstance(error, FileNotFoundError) else str(error)
+        reason = str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = "Another process is at work on it." if held(planned.folder) else "It left no record."
         return Record(planned.name, "interrupted", reason, dict(planned.card))
 
 

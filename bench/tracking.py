@@ -38,6 +38,8 @@ _CURVES = {
     "after_skill": ("snapshot_time", "snapshot_skill"),
     "after_test_error": ("snapshot_time", "snapshot_test_error"),
     "network_test_error": ("snapshot_time", "snapshot_network_test_error"),
+    "linearised_test_error": ("snapshot_time", "snapshot_linearised_test_error"),
+    "linearised_distance": ("snapshot_time", "snapshot_linearised_distance"),
 }
 _SPECTRA = {"initial": "spectrum_initial", "after": "spectrum_after", "infinite width": "spectrum_infinite"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
-from bench.compare.metrics import agreement, clean_labels, network_outputs, relative_error
+from bench.compare.metrics import agreement, clean_labels, loss_name, network_outputs, relative_error
 from bench.compare.predictions import infinite_kernels, other_seeds
 from bench.record import Score, summarise
-from bench.trained import Trained
+from bench.trained import History, Trained
 
 POINTS = 200
 """Of a loss curve, log-spaced in steps: enough for a picture."""
@@ -72,10 +73,12 @@ class Networks:
 
     def __call__(self, trained: Trained) -> list[Score]:
         data = [member.data for member in trained.members]
-        scores = [summarise("network/relative_train_mse", trained.losses.tolist(), data)]
+        loss = loss_name(trained)
+        train = "network/relative_train_mse" if loss == "mse" else "network/relative_train_loss"
+        scores = [summarise(train, trained.losses.tolist(), data)]
         if trained.labelled:
             pairs = [(network_outputs(trained, i), clean_labels(trained, i)) for i in range(len(data))]
-            scores.append(summarise("network/test_error", [relative_error(f, y) for f, y in pairs], data))
+            scores.append(summarise("network/test_error", [relative_error(f, y, loss) for f, y in pairs], data))
             scores.append(summarise("network/class_error", [1 - agreement(f, y) for f, y in pairs], data))
         others = other_seeds(trained, "init", 0.0)
         for name, column in (
@@ -110,11 +113,24 @@ def spectrum(kernel: Tensor) -> np.ndarray:
     return (torch.linalg.eigvalsh(kernel).flip(0) / len(kernel)).cpu().numpy()
 
 
+def curve_steps(history: History) -> np.ndarray:
+    """Counts of steps at which a curve is kept, log-spaced, at most ``POINTS``; the first and the last among them."""
+    last = len(history.loss) - 1
+    return np.unique(np.concatenate([[0], np.geomspace(1, max(last, 1), POINTS - 1).astype(int)]).clip(0, last))
+
+
+def padded(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """Curves of at most ``POINTS`` numbers as rows, [m, POINTS]; nan where a curve has none."""
+    rows = np.full((len(curves), POINTS), np.nan)
+    for row, curve in zip(rows, curves, strict=True):
+        row[: len(curve)] = curve
+    return rows
+
+
 def _curves(trained: Trained) -> dict[str, np.ndarray]:
-    times, losses = (np.full((len(trained.members), POINTS), np.nan) for _ in range(2))
-    for i, history in enumerate(trained.history):
-        last = len(history.loss) - 1
-        kept = np.unique(np.concatenate([[0], np.geomspace(1, max(last, 1), POINTS - 1).astype(int)])).clip(0, last)
-        time = np.concatenate([[0.0], history.steps.cumsum(0).numpy()])
-        times[i, : len(kept)], losses[i, : len(kept)] = time[kept], history.loss.numpy()[kept]
-    return {"loss_time": times, "loss": losses}
+    kept = [curve_steps(history) for history in trained.history]
+    times = [np.concatenate([[0.0], history.steps.cumsum(0).numpy()]) for history in trained.history]
+    return {
+        "loss_time": padded([time[steps] for time, steps in zip(times, kept, strict=True)]),
+        "loss": padded([history.loss.numpy()[steps] for history, steps in zip(trained.history, kept, strict=True)]),
+    }

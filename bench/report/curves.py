@@ -44,6 +44,7 @@ def _figure(cells: Sequence[Record], low: float, high: float) -> Figure:
     draw_lines(axes[0], lines("snapshot_r2", "skill"), COLOURS["after"], (0, (2, 1.2)))
     draw_lines(axes[0], lines("snapshot_skill", "skill"), COLOURS["after"])
     errors = {COLOURS["network"]: lines("snapshot_network_test_error", "log"),
+              COLOURS["initial"]: lines("snapshot_linearised_test_error", "log"),
               COLOURS["after"]: lines("snapshot_test_error", "log")}  # fmt: skip
     _log_row(axes[1], "test error", [line for some in errors.values() for line in some])
     for colour, some in errors.items():

@@ -165,7 +165,8 @@ def _status(trained: Trained) -> tuple[str, str]:
 def _write(part: Trained, batch: list[str], path: Path) -> None:
     history = part.history[0]
     arrays = {f"params/{name}": value[0].cpu().numpy() for name, value in part.params.items()}
-    arrays |= {"f_T": part.f_T[0].cpu().numpy(), "gamma": np.array(part.gamma[0]), "status": np.array(part.status[0])}
+    arrays |= {"f_0": part.f_0[0].cpu().numpy(), "f_T": part.f_T[0].cpu().numpy()}
+    arrays |= {"gamma": np.array(part.gamma[0]), "status": np.array(part.status[0])}
     arrays |= {name: getattr(history, name).numpy() for name in HISTORY}
     store.write_npz(path, {**arrays, "batch": np.array(batch)})
 
@@ -177,7 +178,7 @@ def _read(cell: Cell, member: Member, folder: Path) -> tuple[Trained, list[str]]
     except (FileNotFoundError, ValueError):
         return None
     device = cell.trainer.torch_device()
-    f_T = torch.from_numpy(arrays["f_T"]).to(device)[None]
+    f_0, f_T = (torch.from_numpy(arrays[name]).to(device)[None] for name in ("f_0", "f_T"))
     prefix = "params/"
     trained = Trained(
         net=cell.trainer.network(cell.model),
@@ -188,7 +189,7 @@ def _read(cell: Cell, member: Member, folder: Path) -> tuple[Trained, list[str]]
             for name, value in arrays.items()
             if name.startswith(prefix)
         },
-        f_0=torch.zeros_like(f_T),
+        f_0=f_0,
         f_T=f_T,
         gamma=(float(arrays["gamma"]),),
         history=(History(*(torch.from_numpy(arrays[name]) for name in HISTORY)),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +12,13 @@ from torch import Tensor
 
 from bench.ntk import empirical_ntk
 from bench.record import Record
+from bench.studies.scored_networks import RELU, SMOOTH
 from bench.studies.study import result
 from bench.trained import seed_of
 from models.activations import activation as activation_module
 from models.limits import infinite_width
 from models.mlp import mlp
 from tasks.sphere import single_index
-
-Scales = dict[str, Any]
-
-MAIN: Scales = {"w_std": 2**0.5, "b_std": 0.3 * 2**0.5, "readout_b_std": 0.3}
-"""The main job's scales of weights and biases, for ReLU."""
-SMOOTH: Scales = {"w_std": 1.0, "b_std": 0.3, "readout_b_std": 0.3}
-"""The same for activations that are used as they are."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ def initial_kernels(settings: InitialKernels) -> Record:
     there a mean of ``width`` independent one-unit kernels, so that constant is the standard deviation of one of them,
     here from ``units`` fresh units.
     """
-    scales = MAIN if settings.activation in ("relu", "leaky_relu") else SMOOTH
+    scales = RELU if settings.activation in ("relu", "leaky_relu") else SMOOTH
     distances, wrong, constants = [], [], []
     for seed in settings.seeds:
         x = single_index(d=settings.d, n_train=settings.n, n_test=1, seed=seed_of("data", seed)).x_train.double()
@@ -62,15 +57,15 @@ def initial_kernels(settings: InitialKernels) -> Record:
     return result(arrays=arrays | ({"constant": np.array(constants)} if constants else {}))
 
 
-def _limit(settings: InitialKernels, scales: Scales, x: Tensor) -> Tensor:
+def _limit(settings: InitialKernels, scales: Mapping[str, Any], x: Tensor) -> Tensor:
     return infinite_width(_net(settings, scales, 8))(x).ntk
 
 
-def _net(settings: InitialKernels, scales: Scales, width: int) -> torch.nn.Module:
+def _net(settings: InitialKernels, scales: Mapping[str, Any], width: int) -> torch.nn.Module:
     return mlp(settings.d, width, settings.depth, 1, settings.activation, **scales).double()
 
 
-def _kernels(settings: InitialKernels, scales: Scales, width: int, seed: int, x: Tensor) -> Tensor:
+def _kernels(settings: InitialKernels, scales: Mapping[str, Any], width: int, seed: int, x: Tensor) -> Tensor:
     """K_0 of every init, [inits, n, n]."""
     net = _net(settings, scales, width)
     return _ntk(net, _draw(net, settings.inits, seed_of("init", seed, width)), x)
@@ -96,7 +91,7 @@ def _distances(kernels: Tensor, limit: Tensor) -> list[float]:
     return ((kernels - limit).flatten(1).norm(dim=1) / limit.norm()).tolist()
 
 
-def _constant(settings: InitialKernels, scales: Scales, seed: int, x: Tensor, limit: Tensor) -> float:
+def _constant(settings: InitialKernels, scales: Mapping[str, Any], seed: int, x: Tensor, limit: Tensor) -> float:
     """The standard deviation of a one-unit kernel, summed over entries, relative to the limit.
 
     With pre-activation u and read-out weight v, that kernel is ``k_ij = phi_i phi_j + v^2 phi'_i phi'_j G_ij`` (and the

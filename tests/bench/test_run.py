@@ -111,23 +111,6 @@ def test_a_second_run_trains_nothing_and_more_seeds_train_only_those(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_of_a_killed_command_end_and_the_next_one_finishes(tmp_path):
-    long = [*SMALL[:-2], "model.width=512,513", "trainer.tolerance=1e-9", "trainer.max_steps=2000", "task.n_train=100"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench", *long], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/*/.progress")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)  # the command alone, not its workers
-    process.wait()
-    done = bench(long, tmp_path)
-    assert "skipped" not in done.stdout
-    records = [store.read_record(path.parent) for path in tmp_path.glob("runs/*/record.json")]
-    assert [record.status for record in records] == ["unconverged", "unconverged"]
-
-
-@pytest.mark.slow
 def test_damaged_files_are_made_again(tmp_path):
     one = [*SMALL[1:-2], "model.width=16"]
     assert bench(one, tmp_path).returncode == 0
