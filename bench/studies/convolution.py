@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.compare.alignment import alignment, area, cumulative_power, power_at
 from bench.compare.metrics import agreement, relative_error
 from bench.predict import KernelPredictor
-from bench.record import Record
+from bench.record import Record, summarise
 from bench.studies.patches import patch_net, patch_ntk, permuted_pixels, random_filter_kernel, whitened_patches
 from bench.studies.study import result
 from bench.train import Trainer
@@ -66,7 +66,10 @@ def convolution(settings: Convolution) -> Record:
                 columns.setdefault(name, []).append(value)
         for name, values in columns.items():
             rows.setdefault(name, []).append(values)
-    return result(arrays={name: np.array(values) for name, values in rows.items()})
+    arrays = {name: np.array(values) for name, values in rows.items()}
+    scores = tuple(summarise(name, list(values.mean(1)), settings.seeds) for name, values in arrays.items())
+    return result(scores, arrays, {"title": f"Convolutional against fully connected on {settings.images}",
+                                   "kernel": settings.kernel, "pairs": settings.pairs})  # fmt: skip
 
 
 def _pair(settings: Convolution, pair: tuple[str, str], seed: int) -> dict[str, float]:

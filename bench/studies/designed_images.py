@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.compare.metrics import agreement, r2
 from bench.ntk import empirical_ntk
 from bench.predict import KernelPredictor
-from bench.record import Record
+from bench.record import Record, summarise
 from bench.studies.patches import whitened_patches
 from bench.studies.study import result
 from bench.train import Trainer
@@ -28,6 +28,7 @@ from tasks.images import fashion_mnist
 from tasks.task import Task
 
 SIZE = 7  # images are averaged down to this many pixels a side
+SMALL = 4  # those of the residual network, whose limit has the covariance of every pair of pixels
 GRID = 4  # patches a side, of the 14 x 14 image
 
 
@@ -71,7 +72,9 @@ def designed_images(settings: DesignedImages) -> Record:
             row |= _trained(task, plain, infinite_width(plain)(_points(task)).ntk, settings, seed, "_relu")
             for key, value in row.items():
                 columns.setdefault(f"{name}/{key}", []).append(value)
-    return result(arrays={name: np.array(values) for name, values in columns.items()}, card={"task": settings.classes})
+    scores = tuple(summarise(name, values, settings.seeds) for name, values in columns.items())
+    return result(scores, {name: np.array(values) for name, values in columns.items()},
+                  {"title": f"The activation designed for {settings.target}, in four networks"})  # fmt: skip
 
 
 Network = tuple[Task, Tensor, Callable[[nn.Module], nn.Module]]
@@ -81,7 +84,7 @@ def _networks(made: Design, settings: DesignedImages, seed: int) -> dict[str, Ne
     """Name -> task, the kernel designed for on its points, and the network with a given activation."""
     draw: dict[str, Any] = {"classes": settings.classes, "n_train": settings.n_train, "n_test": settings.n_test,
             "seed": seed_of("data", seed)}  # fmt: skip
-    task = fashion_mnist(**draw, size=SIZE)
+    task, small = (fashion_mnist(**draw, size=size) for size in (SIZE, SMALL))
     larger = fashion_mnist(**draw, size=2 * SIZE, inputs="raw")
     patches = whitened_patches(torch.cat([larger.x_train, larger.x_test]), settings.n_train, stride=3, padding=1)
     n, entries = settings.n_train, patches.shape[1]
@@ -89,16 +92,20 @@ def _networks(made: Design, settings: DesignedImages, seed: int) -> dict[str, Ne
     on_patches = patches.double().permute(0, 2, 3, 1).reshape(-1, entries)
     pairs = made.target.kernel((on_patches @ on_patches.T / entries).clamp(-1, 1).flatten())
     mean = pairs.reshape(len(patches), GRID**2, len(patches), GRID**2).mean((1, 3))
-    x = _points(task).flatten(1)
-    whole = made.target.kernel((x @ x.T / x.shape[1]).clamp(-1, 1).flatten()).reshape(len(x), len(x))
     # Unit weights and no biases, so that what enters the activation has variance 1 for inputs on the sphere.
     plain: dict[str, Any] = {"w_std": 1.0, "b_std": None}
     return {
-        "connected": (task, whole, lambda phi: mlp(SIZE**2, 1024, 1, 1, phi, **plain)),
+        "connected": (task, _on_images(made, task), lambda phi: mlp(SIZE**2, 1024, 1, 1, phi, **plain)),
         "patches": (seen, mean, lambda phi: cnn(entries, settings.width, 1, 1, phi, "gap", None, 1, **plain)),
-        "cnn": (task, whole, lambda phi: cnn(1, settings.width, 1, 1, phi, "flatten", SIZE, **plain)),
-        "resnet": (task, whole, lambda phi: resnet(1, settings.width, 1, 1, phi, **plain)),
+        "cnn": (task, _on_images(made, task), lambda phi: cnn(1, settings.width, 1, 1, phi, "flatten", SIZE, **plain)),
+        "resnet": (small, _on_images(made, small), lambda phi: resnet(1, settings.width, 1, 1, phi, **plain)),
     }
+
+
+def _on_images(made: Design, task: Task) -> Tensor:
+    """The kernel designed for, of the cosine between whole images."""
+    x = _points(task).flatten(1)
+    return made.target.kernel((x @ x.T / x.shape[1]).clamp(-1, 1).flatten()).reshape(len(x), len(x))
 
 
 def _deep_patches(task: Task) -> nn.Module:

@@ -32,7 +32,7 @@ class TrainingAlignment:
     n_test: int = 400
     d: int = 20
     width: int = 256
-    snapshots: int = 12
+    snapshots: int = 24
     seeds: tuple[int, ...] = tuple(range(8))
 
 

@@ -145,13 +145,13 @@ CLAIMS = [
     ),
     Claim(
         name="rich-kernel-aligns-on-held-out-points",
-        statement="A rich ReLU network (richness 1) with a linear target: alignment over chance grows by a tenth or "
+        statement="A rich ReLU network (richness 1) with a linear target: alignment over chance grows by 15 % or "
         "more, on held-out points.",
         source="Baratin et al. 2021; Atanasov, Bordelon & Pehlevan 2022",
         kind="calibrated",
         requests=_training(RICH, LAZY, RANDOM),
         statistics=_of(0, "held_out_over_chance"),
-        windows={"held_out_over_chance": Window(low=1.1, gap=0.2)},
+        windows={"held_out_over_chance": Window(low=1.15, gap=0.2)},
         controls=[
             Control("richness .01", _of(1, "held_out_over_chance")),
             Control("random labels", _of(2, "held_out_over_chance")),
@@ -162,12 +162,12 @@ CLAIMS = [
     ),
     Claim(
         name="alignment-on-training-points-needs-no-task",
-        statement="Alignment over chance on the training points grows by a tenth or more for random labels, too.",
+        statement="Alignment over chance on the training points grows by 15 % or more for random labels, too.",
         source="measured for this project",
         kind="calibrated",
         requests=_training(RANDOM, LAZY),
         statistics=_of(0, "train_over_chance"),
-        windows={"train_over_chance": Window(low=1.1, gap=0.3)},
+        windows={"train_over_chance": Window(low=1.15, gap=0.3)},
         controls=[Control("held-out points", _held_out_as_train)],
         power="Seeds scatter by .07.",
         calibration=CALIBRATED,
@@ -180,9 +180,9 @@ CLAIMS = [
         kind="calibrated",
         requests=_training(SILENT, RICH),
         statistics=_of(0, "silent"),
-        windows={"silent": Window(low=0.4, gap=0.2)},
+        windows={"silent": Window(low=0.4, gap=0.25)},
         controls=[Control("richness 1", _of(1, "silent"))],
-        power="Seeds scatter by .12 about .62.",
+        power="Seeds scatter by .15 about .55.",
         calibration=CALIBRATED,
         seeds=16,
     ),
