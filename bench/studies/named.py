@@ -23,8 +23,8 @@ def named_task(name: str, n_train: int | None, n_test: int | None, seed: int, no
     Raises:
         ValueError: no such task, or a size that it does not have.
     """
-    sizes = {key: size for key, size in (("n_train", n_train), ("n_test", n_test)) if size is not None}
-    made = _make("task", name, **sizes, seed=seed, noise=noise)
+    sizes: dict[str, Any] = {key: size for key, size in (("n_train", n_train), ("n_test", n_test)) if size is not None}
+    made = _make("task", name, None, **sizes, seed=seed, noise=noise)
     assert isinstance(made, Task)
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -79,7 +80,7 @@ def shipped_tasks(settings: ShippedTasks) -> Record:
             found[name] = [_shipped(name, settings.model, seed) for seed in settings.seeds]
         except FileNotFoundError:
             missing.append(name)
-    columns = {
+    columns: dict[str, Callable[[Diagnosis], float]] = {
         "over_chance": lambda d: d.alignment / d.chance,
         **{what: attrgetter(what) for what in ("alignment", "z", "power_tenth", "power_area", "predicted", "measured")},
     }
