@@ -27,7 +27,10 @@ SETS = {"cifar10": (cifar10, 2), "fashion_mnist": (fashion_mnist, 4)}
 """The maker, and the padding with which patches lie on a 16 x 16 grid."""
 CELLS = 4  # the grid is averaged over 4 x 4 parts
 
-CIFAR_PAIRS = (("plane", "ship"), ("cat", "dog"), ("deer", "horse"), ("car", "truck"), ("bird", "frog"))
+PAIRS = {
+    "cifar10": (("plane", "ship"), ("cat", "dog"), ("deer", "horse"), ("car", "truck"), ("bird", "frog")),
+    "fashion_mnist": (("tshirt", "shirt"), ("pullover", "coat"), ("sneaker", "boot")),
+}
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,14 @@ class Convolution:
     """Settings: each seed draws images of each pair, and one permutation of the pixels.
 
     Attributes:
+        pairs: of classes; none: those of ``PAIRS``.
         kernel: "exact", the NTK of one convolution on whitened patches at infinite width; "random", the kernel of
             ``filters`` random filters, tens of times cheaper.
         width: of trained networks beside the kernels; 0 trains none.
     """
 
     images: str = "cifar10"
-    pairs: tuple[tuple[str, str], ...] = CIFAR_PAIRS
+    pairs: tuple[tuple[str, str], ...] = ()
     n_train: int = 200
     n_test: int = 300
     kernel: str = "random"
@@ -58,10 +62,11 @@ def convolution(settings: Convolution) -> Record:
     ``convolution_permuted``; metrics ``class_error``, ``test_error`` (relative), ``alignment`` (centred), ``area``
     (under C) and ``power_quarter`` (C(.25)). With networks also ``class_error_<kernel>_net``.
     """
+    pairs = settings.pairs or PAIRS[settings.images]
     rows: dict[str, list[list[float]]] = {}
     for seed in settings.seeds:
         columns: dict[str, list[float]] = {}
-        for pair in settings.pairs:
+        for pair in pairs:
             for name, value in _pair(settings, pair, seed).items():
                 columns.setdefault(name, []).append(value)
         for name, values in columns.items():
@@ -69,7 +74,7 @@ def convolution(settings: Convolution) -> Record:
     arrays = {name: np.array(values) for name, values in rows.items()}
     scores = tuple(summarise(name, list(values.mean(1)), settings.seeds) for name, values in arrays.items())
     return result(scores, arrays, {"title": f"Convolutional against fully connected on {settings.images}",
-                                   "kernel": settings.kernel, "pairs": settings.pairs})  # fmt: skip
+                                   "kernel": settings.kernel, "pairs": pairs})  # fmt: skip
 
 
 def _pair(settings: Convolution, pair: tuple[str, str], seed: int) -> dict[str, float]:
