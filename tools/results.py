@@ -39,6 +39,8 @@ def results(runs: Path, command: str) -> dict[str, Any]:
         for key in ("processor", "device", "torch", "python", "git_sha", "git_dirty")
     }
     found["cpu_seconds"] = round(sum(float(environment["cpu_seconds"]) for environment in environments), 1)
+    if studies:
+        found["cpu_seconds"] = round(sum(float(read_record(folder).card["seconds"]) for folder in studies), 1)
     return found
 
 
