@@ -2,6 +2,7 @@
 
 ``python -m bench.diagnose task=digits model.width=256 trainer.richness=3.0`` (settings as those of ``python -m bench``)
 prints it for the infinite-width NTK, and for the NTK of a network of that cell before and after training.
+``python -m bench.diagnose tasks=all [runs=DIR]`` prints the alignment of an infinite-width NTK with every task.
 """
 
 from __future__ import annotations
@@ -307,11 +308,13 @@ def main(arguments: Sequence[str]) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     try:
+        if any(argument.startswith("tasks=") for argument in arguments):
+            return _every_task(arguments)
         planned = plan(arguments)
         if len(planned) > 1:
             raise PlanError("bench.diagnose takes one cell: give each setting one value.")
         cell = build(planned[0].config)
-    except PlanError as error:
+    except (PlanError, ValueError) as error:
         print(f"widebench: {error}", file=sys.stderr)
         return 2
     folder = Path(planned[0].config.runs) / cell.name
@@ -322,6 +325,31 @@ def main(arguments: Sequence[str]) -> int:
     print(table(columns))
     for name, diagnosis in columns.items():
         print(f"{name}: {diagnosis.verdict}")
+    return 0
+
+
+def _every_task(arguments: Sequence[str]) -> int:
+    """A row a task; the record is kept with those of the other studies.
+
+    Raises:
+        ValueError: unknown arguments.
+    """
+    from bench.arguments import settings
+    from bench.studies.study import Request, fingerprint, obtain
+    from bench.studies.task_alignment import ShippedTasks, shipped_tasks
+
+    chosen = settings(arguments, {"tasks": "", "runs": "runs"}, "use python -m bench.diagnose tasks=all [runs=DIR]")
+    if chosen["tasks"] != "all":
+        raise ValueError(f"tasks must be all, not {chosen['tasks']}; for one task, task={chosen['tasks']}.")
+    record = obtain(Request(shipped_tasks, ShippedTasks()), Path(chosen["runs"]) / "studies", fingerprint())
+    columns = ("over_chance", "z", "power_tenth", "predicted", "measured")
+    print(f"{record.card['title']}, mean ± error over {record.scores[0].n_seeds} data draws; errors are test errors.")
+    print(f"{'task':<16}" + "".join(f"{column:>22}" for column in columns))
+    for task in record.card["tasks"]:
+        found = [record.score(f"{task}/{column}") for column in columns]
+        cells = [f"{score.value:.4g} ± {score.standard_error:.2g}" for score in found if score is not None]
+        print(f"{task:<16}" + "".join(f"{cell:>22}" for cell in cells))
+    print("".join(f"{task}: no data\n" for task in record.card["missing"]), end="")
     return 0
 
 

@@ -17,13 +17,14 @@ from bench.studies.study import ROOT
 from tasks.task import Task
 
 
-def named_task(name: str, n_train: int, n_test: int, seed: int, noise: float = 0.0) -> Task:
-    """The task of ``conf/task/<name>.yaml`` at another size.
+def named_task(name: str, n_train: int | None, n_test: int | None, seed: int, noise: float = 0.0) -> Task:
+    """The task of ``conf/task/<name>.yaml`` at another size; None: as it is there.
 
     Raises:
         ValueError: no such task, or a size that it does not have.
     """
-    made = make("task", name, n_train=n_train, n_test=n_test, seed=seed, noise=noise)
+    sizes: dict[str, Any] = {key: size for key, size in (("n_train", n_train), ("n_test", n_test)) if size is not None}
+    made = make("task", name, None, **sizes, seed=seed, noise=noise)
     assert isinstance(made, Task)
     return made
 

@@ -142,6 +142,8 @@ def test_command(tmp_path, capsys):
     out = capsys.readouterr().out
     for word in ("infinite width", "initial", "after", "permutation z", "test error of the network"):
         assert word in out
+    assert main(["tasks=staircase"]) == 2
+    assert "tasks must be all" in capsys.readouterr().err
     assert main(["task=stairs", *settings]) == 2
     assert capsys.readouterr().err.startswith("widebench: Unknown task 'stairs'")
 
