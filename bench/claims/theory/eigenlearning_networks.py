@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Records, Size, Statistics, Window
-from bench.claims.fits import slopes
 from bench.studies.conservation import Conservation, conservation
 from bench.studies.double_descent import DoubleDescent, double_descent
+from bench.studies.fits import slopes
 from bench.studies.kernel_flow import KernelFlow, kernel_flow
 from bench.studies.sparse_parity import SparseParity, sparse_parity
 from bench.studies.study import Request

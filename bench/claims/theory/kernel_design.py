@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Measurement, Records, Size, Statistics, Window, predicted
-from bench.claims.fits import slopes
 from bench.studies.designs import DesignNoise, MimicCurves, Mimics, design_noise, mimic_curves, mimics
+from bench.studies.fits import slopes
 from bench.studies.parity import Monomials, Parity, monomials, parity_networks
 from bench.studies.study import Request
 
