@@ -25,7 +25,8 @@ from bench.compare import (
     UnavailableError,
     unfinished,
 )
-from bench.predict import BASES, JITTER
+from bench.gram import BASES
+from bench.predict import JITTER
 from bench.record import Record, Score
 from bench.report import predictor_table, text_table, write_record_page
 from bench.train import width_of
@@ -163,7 +164,8 @@ def _trained(starts: list[nn.Module], ends: list[nn.Module], task: Task, gamma: 
         f_T=f_T.detach(),
         gamma=(gamma,) * len(starts),
         history=tuple(
-            History(unknown, unknown, torch.tensor(loss, dtype=torch.float64), torch.tensor([0, 1])) for loss in losses
+            History(unknown, unknown, torch.tensor(loss, dtype=torch.float64), torch.tensor([0, 1]), unknown)
+            for loss in losses
         ),
         status=("done",) * len(starts),
         buffers={name: value for name, value in stacked.items() if name not in parameters},

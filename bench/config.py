@@ -29,13 +29,17 @@ class Tracking:
 
 @dataclass
 class Settings:
-    """One cell. ``task``, ``model``, ``trainer`` and each of ``compare`` name what to make in ``_target_``."""
+    """One cell. ``task``, ``model``, ``trainer`` and each of ``compare`` name what to make in ``_target_``.
+
+    ``study`` likewise names the function of a study (see ``bench.studies.study``), which then runs instead.
+    """
 
     name: str = MISSING
     task: dict[str, Any] = MISSING
     model: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
     compare: dict[str, Any] = MISSING
+    study: dict[str, Any] | None = None
     tracking: Tracking = field(default_factory=Tracking)
     seeds: Seeds = field(default_factory=Seeds)
     runs: str = MISSING

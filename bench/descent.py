@@ -1,27 +1,29 @@
-"""Full-batch gradient descent of a batch of networks, each with its own data, step size and end."""
+"""Gradient descent of a batch of networks, each with its own data, step size and end."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from bench.ntk import empirical_ntk
+from bench.batch import Batch, forward, lambda_max
+from bench.ledger import Course, Ledger, is_usable
+from bench.losses import Loss
+from bench.optimisers import Adam, HeavyBall, Nesterov, Optimiser, Plain, adam_factors, along
+from bench.orders import Orders
+from bench.savepoint import Savepoint, key_of
 
-LAMBDA_POINTS = 128
-"""Of the training set, for lambda_max: enough for a step size (not for a predictor)."""
-LAMBDA_ROWS = 512
-"""Points times outputs at most, so that ten classes do not make a step size expensive."""
-LONGEST_INTERVAL = 25
-"""Steps between two refreshes of lambda_max where it hardly changes; a rich kernel grows 100x in fewer."""
 RISE = 0.1
 """The loss may lie this much above its lowest, relatively, before a step is taken back: a ReLU network that settles on
 a kink rises a little at any step size, and one that is stepping too far rises by far more."""
+NOISY_RISE = 1.0
+"""The same with mini-batches or momentum, whose loss does not fall at every step; there a step once halved stays so."""
 SMALLEST_SHRINK = 2.0**-20
 PROGRESS_EVERY = 32
 """Iterations between two reports of progress."""
@@ -29,65 +31,31 @@ PROGRESS_EVERY = 32
 
 @dataclass(frozen=True)
 class Rule:
-    """When to step how far, and when to stop (see ``Trainer``)."""
+    """When to step how far, and when to stop (see ``Trainer``).
 
-    step: float
+    ``step``, ``rate``, ``orders`` (seeds of the batch order): one a member; a rate that is nan is
+    ``step / lambda_max(K_0 / N)`` where ``constant``, else the steps adapt. ``counted``: reaching ``max_steps`` is the
+    goal, not a failure.
+    """
+
+    loss: Loss
+    step: tuple[float, ...]
+    rate: tuple[float, ...]
+    constant: bool
     tolerance: float
+    time: float
+    gradient: float
     max_steps: int
-    accelerated: bool = False
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Networks that descend together. Leading axis m: the members; c outputs, N training points.
-
-    ``params`` are the trained parameters, ``fixed`` everything else that the network needs; x [m, N, *shape],
-    y, z_0 [m, N, c], gamma [m]; ``data`` names each member's training set, so that members share kernel work.
-    """
-
-    net: nn.Module
-    params: dict[str, Tensor]
-    fixed: dict[str, Tensor]
-    x: Tensor
-    y: Tensor
-    z_0: Tensor
-    gamma: Tensor
-    data: tuple[int, ...]
-
-    def keep(self, rows: Sequence[int]) -> Batch:
-        index = torch.tensor(list(rows), device=self.x.device)
-
-        def some(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.detach().index_select(0, index) for name, tensor in tensors.items()}
-
-        x, y, z_0, gamma = (tensor.index_select(0, index) for tensor in (self.x, self.y, self.z_0, self.gamma))
-        data = tuple(self.data[i] for i in rows)
-        return Batch(self.net, some(self.params), some(self.fixed), x, y, z_0, gamma, data)
-
-
-@dataclass
-class Course:
-    """One member's way: filled in while it descends.
-
-    ``losses``: relative train MSE before every step and after the last. ``snapshots``: step -> parameters then, taken
-    at times that double, the first at 0 and the last at the end.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
-    momenta: list[float] = field(default_factory=list)
-    snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    status: str = "unconverged"
-    lowest: float = math.inf
-    time: float = 0.0
-    lambda_max: float = math.nan
-    shrink: float = 1.0
-    run: int = 0  # steps since momentum began anew
-    interval: int = 1
-    due: int = 0
-    backtracked: bool = False
-    new_point: bool = True
-    next_snapshot: float = math.nan
+    counted: bool
+    weight_decay: float
+    accelerated: bool
+    momentum: float
+    adam: bool
+    batch_size: int | None
+    orders: tuple[int, ...]
+    schedule: str
+    levels: tuple[float, ...]
+    sharpness: bool
 
 
 def host(values: Tensor) -> list[list[float]]:
@@ -95,217 +63,303 @@ def host(values: Tensor) -> list[list[float]]:
     return values.tolist()
 
 
-def descend(batch: Batch, rule: Rule, progress: Callable[[float], None] | None = None) -> list[Course]:
-    """Train every member to the rule's relative train MSE; members that are finished leave the batch.
+def descend(
+    batch: Batch,
+    rule: Rule,
+    progress: Callable[[float], None] | None = None,
+    savepoint: Savepoint | None = None,
+) -> list[Course]:
+    """Train every member to the end that the rule names; members that are finished leave the batch.
 
-    A step is ``theta <- theta - eta gamma^2 grad L`` with ``L = 1/(2N) sum r^2`` and ``eta = c / lambda_max(K_t / N)``;
-    one after which the loss is clearly higher, or not finite, is taken back and halved. An accelerated rule goes on by
-    ``k / (k + 3)`` of the last move (Nesterov 1983), k counted anew when the loss rises (O'Donoghue and Candes 2015,
-    "Adaptive restart"); then losses, snapshots and the end are those of the points where gradients are taken.
+    A step is ``theta <- theta - eta gamma^2 grad (L + lambda/2 |theta|^2)`` with ``eta = c / lambda_max(K_t / N)``; one
+    after which the objective is clearly higher, or not finite, is taken back and halved. Constant steps are not: what
+    is not finite has diverged. An accelerated rule goes on by ``k / (k + 3)`` of the last move (Nesterov 1983), k
+    counted anew when the loss rises (O'Donoghue and Candes 2015, "Adaptive restart"); then losses, snapshots and the
+    end are those of the points where gradients are taken. With mini-batches, losses are looked at, steps taken back and
+    ends met once an epoch; the losses written between are the last one known.
 
     Args:
         progress: told now and then which share of the way to the tolerance (in log loss) is done.
+        savepoint: where to go on from, if there is something, and where to write the state.
 
     Returns:
         a course a member, in the order of the batch.
+
+    Raises:
+        Interrupted: the process was asked to end, and the state is in the savepoint.
     """
-    courses = [Course() for _ in batch.data]
-    active = list(range(len(courses)))
-    descent = _Descent(batch, rule, courses)
+    key = key_of(rule, {**batch.params, "x": batch.x, "y": batch.y, "gamma": batch.gamma}) if savepoint else ""
+    descent = _Descent(batch, rule)
+    if savepoint is not None and (state := savepoint.load(key, batch.x.device)) is not None:
+        descent.restore(batch, state)
     for iteration in itertools.count():
-        if not active:
+        if not len(descent.active):
             break
         if progress is not None and iteration % PROGRESS_EVERY == 0:
-            progress(sum(_share(course, rule) for course in courses) / len(courses))
-        finished = descent.iterate(active)
-        if finished:
-            rows = [row for row, member in enumerate(active) if member not in finished]
-            active = [active[row] for row in rows]
-            descent.keep(rows)
-    return courses
+            progress(descent.share())
+        if savepoint is not None:
+            savepoint.look(key, descent.state)
+        descent.iterate()
+    return [descent.ledger.course(member) for member in range(len(batch.data))]
 
 
 class _Descent:
     """The batch while it shrinks; rows of its tensors are the active members."""
 
-    def __init__(self, batch: Batch, rule: Rule, courses: list[Course]) -> None:
+    def __init__(self, batch: Batch, rule: Rule) -> None:
         self.rule = rule
-        self.courses = courses
-        # Where the last step and the one before ended; momentum goes on from there.
-        self.reached: list[Tensor] = []
-        self.reached_before: list[Tensor] = []
+        count = len(batch.data)
+        self.active = np.arange(count)
+        self.ledger = Ledger(count)
+        self.step_c, self.rate = np.array(rule.step), np.array(rule.rate)
+        self.constant = rule.constant | ~np.isnan(self.rate)
+        self.optimiser = _optimiser(batch, rule)
+        self.orders = Orders(rule.orders, rule.batch_size) if rule.batch_size else None
+        self.noisy = bool(rule.momentum or rule.batch_size)
+        self.stride = 1 if rule.batch_size is None else -(-batch.x.shape[1] // rule.batch_size)
         self.load(batch)
-        self.lambda_max = batch.gamma.new_full((len(batch.data),), math.nan)
+        self.lambda_max = batch.gamma.new_full((count,), math.nan)
 
     def load(self, batch: Batch) -> None:
         self.batch = batch
         self.previous = [parameter.detach().clone() for parameter in batch.params.values()]
-        if self.rule.accelerated and not self.reached:
-            self.reached, self.reached_before = ([p.clone() for p in self.previous] for _ in range(2))
-        self.scale = batch.y.flatten(1).square().sum(1)
+        self.previous_state = [tensor.clone() for tensor in self.optimiser.state]
+        self.scale = self.rule.loss.value(torch.zeros_like(batch.y), batch.y)
 
-    def keep(self, rows: list[int]) -> None:
+    def keep(self, finished: np.ndarray) -> None:
+        """Go on without the rows that are finished."""
+        rows = np.flatnonzero(~finished).tolist()
+        self.active = self.active[rows]
         if rows:
             self.lambda_max = self.lambda_max[rows]
-            self.reached = [tensor[rows] for tensor in self.reached]
-            self.reached_before = [tensor[rows] for tensor in self.reached_before]
+            self.optimiser.state = [tensor[rows] for tensor in self.optimiser.state]
             self.load(self.batch.keep(rows))
 
-    def iterate(self, active: list[int]) -> set[int]:
-        """One forward pass, one host read, and a step (or its withdrawal). Returns the members that are finished."""
-        courses = [self.courses[member] for member in active]
-        refreshed = self.refresh(courses)
+    def state(self) -> dict[str, Any]:
+        """All that the next iteration depends on, as tensors, lists and dicts."""
+        return {
+            "ledger": self.ledger.state(),
+            "active": self.active.tolist(),
+            "rate": self.rate.tolist(),
+            "params": [parameter.detach() for parameter in self.batch.params.values()],
+            "previous": self.previous,
+            "optimiser": self.optimiser.state,
+            "previous_state": self.previous_state,
+            "lambda_max": self.lambda_max,
+            "orders": self.orders.state() if self.orders else [],
+        }
+
+    def restore(self, batch: Batch, state: Mapping[str, Any]) -> None:
+        """Go on from such a state of the descent that began with ``batch``."""
+        self.ledger.restore(state["ledger"])
+        self.active, self.rate = np.array(state["active"], int), np.array(state["rate"])
+        self.optimiser.state = state["optimiser"]
+        if len(self.active):
+            kept = batch.keep(self.active.tolist())
+            self.load(replace(kept, params=dict(zip(kept.params, state["params"], strict=True))))
+        self.previous, self.previous_state = state["previous"], state["previous_state"]
+        self.lambda_max = state["lambda_max"]
+        if self.orders:
+            self.orders.restore(state["orders"])
+
+    def iterate(self) -> None:
+        """One forward pass, one host read, and a step (or its withdrawal)."""
+        active, ledger, rule = self.active, self.ledger, self.rule
+        refreshed = self.refresh()
         leaves = [parameter.requires_grad_() for parameter in self.batch.params.values()]
-        error = residuals(self.batch, dict(zip(self.batch.params, leaves, strict=True)))
-        squares = error.flatten(1).square().sum(1)
-        losses, lambdas = host(torch.stack([squares.detach() / self.scale, self.lambda_max]))
-        usable = [_usable(lambdas[row]) if row in refreshed else True for row in range(len(courses))]
-        worse = [row for row, course in enumerate(courses) if not usable[row] or _is_worse(course, losses[row])]
-        for row in refreshed:
-            if row not in worse:  # what a point says that is taken back counts for nothing
-                _schedule(courses[row], lambdas[row])
-        if worse:
-            return self.take_back(active, courses, worse)
-        finished = set()
-        for row, (member, course) in enumerate(zip(active, courses, strict=True)):
-            if course.new_point:
-                if course.losses and losses[row] > course.losses[-1]:
-                    course.run = 0
-                course.losses.append(losses[row])
-                course.lowest = min(course.lowest, losses[row])
-                course.new_point = False
-                self.snapshot(row, course, last=self.is_finished(course))
-            if self.is_finished(course):
-                finished.add(member)
-        if not finished:
-            self.step(courses, squares, leaves)
-        return finished
+        z = forward(self.batch, dict(zip(self.batch.params, leaves, strict=True)), self.batch.x)
+        f = self.batch.outputs(z.detach())
+        columns = [rule.loss.value(f, self.batch.y) / self.scale, self.lambda_max]
+        gradients: list[Tensor] = []
+        if rule.weight_decay:
+            columns.append(rule.weight_decay / 2 * _squares(leaves) / self.scale)
+        if rule.gradient:
+            gradients = self.gradients(self.batch, f, z, leaves, self.batch.gamma.new_ones(len(active)))
+            pull = rule.weight_decay * _squares(leaves).sqrt() if rule.weight_decay else 1.0
+            columns.append(_squares(gradients).sqrt() / pull)
+        numbers = np.array(host(torch.stack(columns)))
+        losses, lambdas = numbers[0], numbers[1]
+        objective = losses + numbers[2] if rule.weight_decay else losses
+        worse = self.worse(objective, refreshed & ~is_usable(lambdas))
+        noted = refreshed & ~worse  # what a point says that is taken back counts for nothing
+        if noted.any():
+            ledger.schedule(active[noted], lambdas[noted], rule.sharpness, recover=not self.noisy)
+        if worse.any():
+            self.take_back(worse)
+            return
+        self.note(losses, objective)
+        finished = self.finished(losses, numbers[-1] if rule.gradient else None)
+        self.snapshots(losses, finished)
+        ledger.fresh[active] = False
+        if finished.any():
+            self.keep(finished)
+        else:
+            self.step(f, z, leaves, gradients)
 
-    def is_finished(self, course: Course) -> bool:
-        if course.losses[-1] <= self.rule.tolerance:
-            course.status = "done"
-        return course.status == "done" or len(course.steps) >= self.rule.max_steps
+    def worse(self, objective: np.ndarray, unusable: np.ndarray) -> np.ndarray:
+        """The rows whose last step must not stand."""
+        active, ledger = self.active, self.ledger
+        rise = NOISY_RISE if self.noisy else RISE
+        rose = ledger.fresh[active] & (objective > ledger.lowest[active] * (1 + rise)) & ~self.constant[active]
+        return ~np.isfinite(objective) | unusable | rose
 
-    def step(self, courses: list[Course], squares: Tensor, leaves: list[Tensor]) -> None:
-        etas = [self.rule.step * course.shrink / course.lambda_max for course in courses]
-        n = self.batch.x.shape[1]
-        # The gradient of this sum with respect to a member's parameters is its whole update, eta gamma^2 grad L.
-        weights = self.batch.gamma.square() * torch.tensor(etas, dtype=torch.float64).to(squares) / (2 * n)
-        updates = torch.autograd.grad((weights * squares).sum(), leaves)
+    def note(self, losses: np.ndarray, objective: np.ndarray) -> None:
+        """Write down what is new of each row, the present point's loss."""
+        ledger = self.ledger
+        fresh = ledger.fresh[self.active]
+        members, losses, objective = self.active[fresh], losses[fresh], objective[fresh]
+        if not len(members):
+            return
+        before = ledger.curves["loss"][members, np.maximum(ledger.count[members] - 1, 0)]
+        ledger.run[members[losses > before]] = 0
+        ledger.write("loss", members, losses)
+        ledger.lowest[members] = np.minimum(ledger.lowest[members], objective)
+
+    def finished(self, losses: np.ndarray, gradient: np.ndarray | None) -> np.ndarray:
+        """The rows that have reached an end, which is then their status."""
+        active, ledger, rule = self.active, self.ledger, self.rule
+        done = (losses <= rule.tolerance) | (ledger.time[active] >= rule.time * (1 - 1e-12))
+        if gradient is not None:
+            starts = active[ledger.count[active] == 0]
+            ledger.first_gradient[starts] = 1.0 if rule.weight_decay else gradient[ledger.count[active] == 0]
+            done |= gradient <= rule.gradient * ledger.first_gradient[active]
+        spent = ledger.count[active] >= rule.max_steps
+        for member in active[done | (spent & rule.counted)]:
+            ledger.status[member] = "done"
+        return done | spent
+
+    def snapshots(self, losses: np.ndarray, finished: np.ndarray) -> None:
+        active, ledger = self.active, self.ledger
+        rates = np.where(self.constant[active], self.rate[active], np.nan)
+        lambdas = ledger.lambda_max[active]
+        start = np.where(is_usable(lambdas), 1 / np.where(is_usable(lambdas), lambdas, 1.0), rates)
+        start = np.where(np.isnan(start), np.inf, start)
+        rows = np.flatnonzero(ledger.fresh[active])
+        due = ledger.snapshot_due(active[rows], losses[rows], self.rule.schedule, self.rule.levels, start[rows])
+        for row in np.union1d(rows[due], np.flatnonzero(finished)).tolist():
+            self.keep_point(row)
+
+    def keep_point(self, row: int) -> None:
+        member = self.active[row]
+        self.ledger.snapshots[member][int(self.ledger.count[member])] = {
+            name: parameter[row].detach().clone() for name, parameter in self.batch.params.items()
+        }
+
+    def rates(self) -> np.ndarray:
+        """The step size of every row, now."""
+        active, ledger = self.active, self.ledger
+        adaptive = self.step_c[active] * ledger.shrink[active] / ledger.lambda_max[active]
+        fixed = np.isnan(self.rate[active]) & self.constant[active]
+        self.rate[active[fixed]] = adaptive[fixed]
+        etas = np.where(self.constant[active], self.rate[active], adaptive)
+        return np.minimum(etas, (self.rule.time - ledger.time[active]) / self.stride)
+
+    def gradients(self, batch: Batch, f: Tensor, z: Tensor, leaves: list[Tensor], weights: Tensor) -> list[Tensor]:
+        """Of every member's weight times ``L + lambda/2 |theta|^2``, in its parameters."""
+        scale = (weights / (batch.gamma * f.shape[1]))[:, None, None]
+        found = list(torch.autograd.grad(z, leaves, scale * self.rule.loss.gradient(f, batch.y)))
+        if self.rule.weight_decay:
+            for gradient, leaf in zip(found, leaves, strict=True):
+                gradient.add_(leaf.detach() * along(self.rule.weight_decay * weights, leaf))
+        return found
+
+    def step(self, f: Tensor, z: Tensor, leaves: list[Tensor], gradients: list[Tensor]) -> None:
+        """One step from here, or an epoch of them."""
+        active, ledger = self.active, self.ledger
+        etas = self.rates()
+        momenta = ledger.run[active] / (ledger.run[active] + 3) if self.rule.accelerated else np.zeros(len(active))
+        rates, shares = (torch.from_numpy(values).to(self.batch.gamma) for values in (etas, momenta))
+        weights = self.optimiser.weight(self.batch.gamma, rates)
+        here = [*(leaf.detach() for leaf in leaves), *self.optimiser.state]
+        torch._foreach_copy_([*self.previous, *self.previous_state], here)
+        if self.orders:
+            for part in self.orders.epoch(self.batch, active.tolist()):
+                z = forward(part, dict(zip(part.params, leaves, strict=True)), part.x)
+                updates = self.gradients(part, part.outputs(z.detach()), z, leaves, weights)
+                with torch.no_grad():
+                    self.optimiser.move(leaves, updates, rates, shares)
+        else:
+            if gradients:
+                updates = [gradient * along(weights, gradient) for gradient in gradients]
+            else:
+                updates = self.gradients(self.batch, f, z, leaves, weights)
+            with torch.no_grad():
+                self.optimiser.move(leaves, updates, rates, shares)
+        self.count(etas, momenta)
+
+    def count(self, etas: np.ndarray, momenta: np.ndarray) -> None:
+        """Write down the steps that were just taken."""
+        active, ledger = self.active, self.ledger
+        losses = ledger.curves["loss"][active, ledger.count[active]]
+        for _ in range(self.stride):
+            ledger.write("step", active, etas)
+            ledger.write("momentum", active, momenta)
+            ledger.write("lambda_max", active, ledger.lambda_max[active])
+            ledger.count[active] += 1
+            ledger.time[active] += etas
+            if self.stride > 1:
+                ledger.write("loss", active, losses)
+        ledger.run[active] += 1
+        ledger.fresh[active] = True
+
+    def take_back(self, worse: np.ndarray) -> None:
+        """Undo the last step of these rows, and halve their next one; those that cannot go on have diverged."""
+        active, ledger = self.active, self.ledger
+        diverged = np.zeros(len(active), bool)
         with torch.no_grad():
-            torch._foreach_copy_(self.previous, leaves)
-            torch._foreach_sub_(leaves, list(updates))
-        for course, eta in zip(courses, etas, strict=True):
-            course.steps.append(eta)
-            course.momenta.append(course.run / (course.run + 3) if self.rule.accelerated else 0.0)
-            course.run += 1
-            course.time += eta
-            course.new_point = True
-        if self.rule.accelerated:
-            self.extrapolate(leaves, [course.momenta[-1] for course in courses])
-
-    @torch.no_grad()
-    def extrapolate(self, leaves: list[Tensor], momenta: list[float]) -> None:
-        """Move on from the points just reached, by a share of the way from the points reached before."""
-        torch._foreach_copy_(self.reached_before, self.reached)
-        torch._foreach_copy_(self.reached, leaves)
-        share = torch.tensor(momenta, dtype=torch.float64).to(leaves[0])
-        for leaf, reached, before in zip(leaves, self.reached, self.reached_before, strict=True):
-            leaf.add_((reached - before) * share.view(-1, *[1] * (leaf.ndim - 1)))
-
-    def take_back(self, active: list[int], courses: list[Course], worse: list[int]) -> set[int]:
-        """Undo the last step of the members whose loss rose, and halve their next one."""
-        diverged = set()
-        with torch.no_grad():
-            for row in worse:
-                course = courses[row]
+            for row in np.flatnonzero(worse).tolist():
+                member = active[row]
                 for parameter, before in zip(self.batch.params.values(), self.previous, strict=True):
                     parameter[row] = before[row]
-                for reached, before in zip(self.reached, self.reached_before, strict=True):
-                    reached[row] = before[row]
-                if course.steps:
-                    course.time -= course.steps.pop()
-                    course.momenta.pop()
-                course.run = 0
-                course.shrink /= 2
-                course.backtracked, course.new_point = True, False
-                course.due, course.interval = len(course.steps), 1
-                if not course.losses or course.shrink < SMALLEST_SHRINK:
-                    course.status = "diverged"
-                    course.losses = course.losses or [math.nan]
-                    self.snapshot(row, course, last=True)
-                    diverged.add(active[row])
-        return diverged
+                for state, before in zip(self.optimiser.state, self.previous_state, strict=True):
+                    state[row] = before[row]
+                if ledger.count[member]:
+                    ledger.count[member] -= self.stride
+                    taken = ledger.curves["step"][member, ledger.count[member]]
+                    ledger.time[member] -= self.stride * taken
+                ledger.run[member] = 0
+                ledger.shrink[member] /= 2
+                ledger.backtracked[member], ledger.fresh[member] = True, False
+                ledger.due[member], ledger.interval[member] = ledger.count[member], 1
+                unseen = not math.isfinite(ledger.lowest[member])
+                if unseen or self.constant[member] or ledger.shrink[member] < SMALLEST_SHRINK:
+                    ledger.status[member] = "diverged"
+                    self.keep_point(row)
+                    diverged[row] = True
+        if diverged.any():
+            self.keep(diverged)
 
-    def snapshot(self, row: int, course: Course, last: bool) -> None:
-        step = len(course.steps)
-        if step == 0:
-            course.next_snapshot = 1 / course.lambda_max if _usable(course.lambda_max) else math.inf
-        if step == 0 or last or course.time >= course.next_snapshot:
-            course.snapshots[step] = {
-                name: parameter[row].detach().clone() for name, parameter in self.batch.params.items()
-            }
-            while course.time >= course.next_snapshot:
-                course.next_snapshot *= 2
-
-    def refresh(self, courses: list[Course]) -> list[int]:
-        """Recompute lambda_max of the members for which it is due; returns their rows."""
-        due = [row for row, course in enumerate(courses) if len(course.steps) >= course.due]
-        for data in sorted({self.batch.data[row] for row in due}):
-            rows = [row for row in due if self.batch.data[row] == data]
-            self.lambda_max[rows] = lambda_max(self.batch.keep(rows))
+    def refresh(self) -> np.ndarray:
+        """Recompute lambda_max of the rows for which it is due; returns which."""
+        active, ledger = self.active, self.ledger
+        needed = ~self.constant[active] | (np.isnan(self.rate[active]) & (ledger.count[active] == 0))
+        due = (ledger.count[active] >= ledger.due[active]) & (needed | self.rule.sharpness)
+        whole = self.rule.constant or self.rule.sharpness
+        for data in sorted({self.batch.data[row] for row in np.flatnonzero(due)}):
+            rows = [row for row in np.flatnonzero(due).tolist() if self.batch.data[row] == data]
+            self.lambda_max[rows] = lambda_max(self.batch.keep(rows), self.rule.loss, whole)
         return due
 
-
-def residuals(batch: Batch, params: dict[str, Tensor]) -> Tensor:
-    """f - y with f = (z - z_0) / gamma, [m, N, c]."""
-    if len(batch.data) == 1:  # vmap costs time, and convolutions most of theirs
-        z = functional_call(batch.net, {name: p[0] for name, p in {**batch.fixed, **params}.items()}, (batch.x[0],))
-        return (z[None] - batch.z_0) / batch.gamma[:, None, None] - batch.y
-
-    def one(member: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(batch.net, member, (x,))
-
-    z = torch.vmap(one)({**batch.fixed, **params}, batch.x)
-    return (z - batch.z_0) / batch.gamma[:, None, None] - batch.y
+    def share(self) -> float:
+        """How much of their way the members have gone, on average: in log loss, or in time or steps if that is more."""
+        ledger, rule = self.ledger, self.rule
+        ended = np.isin(np.arange(ledger.members), self.active, invert=True)
+        share = np.maximum(ledger.count / rule.max_steps, ledger.time / rule.time)
+        if rule.tolerance:
+            lowest = np.clip(ledger.lowest, rule.tolerance, 1.0)
+            share = np.maximum(share, np.log(lowest) / math.log(rule.tolerance))
+        return float(np.where(ended, 1.0, share).mean())
 
 
-def lambda_max(batch: Batch) -> Tensor:
-    """The largest eigenvalue of K_t / N, [m], from the first training points; the members share a training set."""
-    n, c = batch.y.shape[1:]
-    points = min(n, LAMBDA_POINTS, max(1, LAMBDA_ROWS // c))
-    params = {name: p.detach() for name, p in {**batch.fixed, **batch.params}.items()}
-    kernel = empirical_ntk(batch.net, batch.x[0, :points], params=params)
-    assert isinstance(kernel, Tensor)
-    matrices = kernel.permute(0, 1, 3, 2, 4).reshape(len(kernel), points * c, points * c)
-    return torch.linalg.eigvalsh(torch.nan_to_num(matrices))[:, -1] / points
+def _optimiser(batch: Batch, rule: Rule) -> Optimiser:
+    params = list(batch.params.values())
+    if rule.adam:
+        return Adam(params, adam_factors(batch.net, list(batch.params)))
+    if rule.accelerated:
+        return Nesterov(params)
+    return HeavyBall(params, rule.momentum) if rule.momentum else Plain()
 
 
-def _is_worse(course: Course, loss: float) -> bool:
-    if not math.isfinite(loss):
-        return True
-    return course.new_point and bool(course.losses) and loss > course.lowest * (1 + RISE)
-
-
-def _share(course: Course, rule: Rule) -> float:
-    """How much of its way a member has gone: in log loss, or in steps where that is further."""
-    if course.status != "unconverged":
-        return 1.0
-    if not 0 < course.lowest < 1:
-        return len(course.steps) / rule.max_steps
-    return max(math.log(course.lowest) / math.log(rule.tolerance), len(course.steps) / rule.max_steps)
-
-
-def _usable(lambda_max: float) -> bool:
-    return 0 < lambda_max < math.inf
-
-
-def _schedule(course: Course, lambda_max: float) -> None:
-    """When to refresh next: at once while lambda_max changes by more than a tenth, then ever more rarely."""
-    changed = not abs(lambda_max - course.lambda_max) <= 0.1 * course.lambda_max  # nan, the first time, is a change
-    course.interval = 1 if changed else min(2 * course.interval, LONGEST_INTERVAL)
-    course.due = len(course.steps) + course.interval
-    course.lambda_max = lambda_max
-    if not course.backtracked:
-        course.shrink = min(1.0, 2 * course.shrink)
-    course.backtracked = False
+def _squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of squares of all, member by member, [m]."""
+    return torch.stack([tensor.detach().flatten(1).square().sum(1) for tensor in tensors]).sum(0)

@@ -20,8 +20,8 @@ from bench.report.figures import STYLE, new_figure
 from models.design import Design, design
 
 USE = (
-    "use python -m bench.design target=relu:4 [kind=ntk|nngp] [basis=auto|hermite|piecewise_linear] [knots=auto|1..8] "
-    "[radius=1.0] [out=DIR]; a target is relu:L, erf:L or Taylor coefficients, as in target=0,0.5,0,0.5"
+    "use python -m bench.design target=relu:4 [kind=ntk|nngp] [basis=auto|hermite|piecewise_linear|erf_units] "
+    "[knots=auto|1..8] [radius=1.0] [out=DIR]; a target is relu:L, erf:L or Taylor coefficients, as in 0,0.5,0,0.5"
 )
 DEFAULTS = {"target": "", "kind": "ntk", "basis": "auto", "knots": "auto", "radius": "1.0", "out": "designs"}
 DPI = 150

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.ntk.algebra import as_matrix, solve, spectrum
+from bench.gram import Base, Gram, as_float64
+from bench.ntk.algebra import solve, spectrum
 
 JITTER = 1e-10
 """Added to the diagonal, relative to its mean; far below anything that changes a match, and never tuned for one."""
-
-BASES = ("zero", "init")
 
 
 class KernelPredictor:
@@ -43,10 +43,6 @@ class KernelPredictor:
         time: float | Sequence[float] | Tensor | None = None,
         momenta: Sequence[float] | Tensor | None = None,
     ) -> None:
-        if base not in BASES:
-            raise ValueError(
-                f"base must be 'zero' or 'init', not {base!r}: with the trained network as base any kernel matches it."
-            )
         if ridge < 0:
             raise ValueError(f"ridge must be at least 0, not {ridge}.")
         if time is not None and ridge:
@@ -55,30 +51,18 @@ class KernelPredictor:
             raise ValueError("time must not be negative.")
         if momenta is not None and (time is None or torch.as_tensor(momenta).shape != torch.as_tensor(time).shape):
             raise ValueError("momenta must be one number for each step in time.")
-        self.base = base
+        self.base = Base(base)
         self.time = time
         self.momenta = momenta
-        kernel = _float64(k_train)
-        if kernel.ndim not in (2, 4) or kernel.shape[0] != kernel.shape[1] or 0 in kernel.shape:
-            raise ValueError(f"k_train must be [n, n] or [n, n, c, c], not {list(kernel.shape)}.")
-        if not bool(torch.isfinite(kernel).all()):
-            raise ValueError("k_train holds nan or inf.")
-        self._outputs = kernel.shape[2] if kernel.ndim == 4 else None
-        self._n = kernel.shape[0]
-        self._kernel = as_matrix(kernel)
-        mean_diagonal = float(self._kernel.diagonal().mean())
-        self._ridge = ridge + JITTER * mean_diagonal
+        self.gram = Gram(k_train)
+        self._ridge = ridge + JITTER * self.gram.mean_diagonal
         self._solution: Tensor | None = None
 
     def fit(self, y: Any, f_0: Any = None) -> KernelPredictor:
         """Solve for targets y [n, c]; f_0 [n, c], the network at initialisation, is needed by base "init" only."""
-        target = self._residual(_float64(y).to(self._kernel.device), f_0, "fit")
-        if len(target) != self._n:
-            raise ValueError(f"y has {len(target)} rows, the kernel {self._n}.")
-        flat = target if self._outputs is None else target.reshape(-1, 1)
-        if len(flat) != len(self._kernel):
-            raise ValueError(f"y has {target.shape[1]} outputs, the kernel {self._outputs}.")
-        self._solution = self._flow(flat) if self.time is not None else solve(self._kernel, flat, self._ridge).x
+        target = self.gram.flat(self.gram.targets(y, self.base.of(f_0, self.gram, "fit")))
+        flows = self.time is not None
+        self._solution = self._flow(target) if flows else solve(self.gram.matrix, target, self._ridge).x
         return self
 
     @property
@@ -94,57 +78,87 @@ class KernelPredictor:
 
     def predict(self, k_test_train: Any, f_0: Any = None) -> Tensor:
         """Predictions [n_test, c] from the kernel [n_test, n] or [n_test, n, c, c]; f_0 [n_test, c] for base "init"."""
-        weights = self.weights
-        kernel = _float64(k_test_train).to(self._kernel.device)
-        if kernel.ndim != (2 if self._outputs is None else 4) or kernel.shape[1] != self._n:
-            wanted = "n_test, n" if self._outputs is None else "n_test, n, c, c"
-            raise ValueError(f"k_test_train must be [{wanted}] with n = {self._n}, not {list(kernel.shape)}.")
-        prediction = (as_matrix(kernel) @ weights).reshape(len(kernel), self._outputs or -1)
-        return prediction if self.base == "zero" else prediction + self._initial(f_0, "predict")
-
-    def _residual(self, y: Tensor, f_0: Any, call: str) -> Tensor:
-        if y.ndim == 1:
-            y = y[:, None]
-        return y if self.base == "zero" else y - self._initial(f_0, call)
-
-    def _initial(self, f_0: Any, call: str) -> Tensor:
-        if f_0 is None:
-            raise ValueError(f"base 'init' needs f_0 in {call}: the outputs of the network at initialisation.")
-        initial = _float64(f_0).to(self._kernel.device)
-        return initial[:, None] if initial.ndim == 1 else initial
+        prediction = self.gram.predict(k_test_train, self.weights)
+        initial = self.base.of(f_0, self.gram, "predict")
+        return prediction if initial is None else prediction + initial
 
     def _flow(self, target: Tensor) -> Tensor:
         """Weights w with K w = (1 - decay(K)) target, for the decay of a flow or of discrete steps."""
-        found = spectrum(self._kernel)
+        found = spectrum(self.gram.matrix)
         eigenvalues, vectors = found.eigenvalues, found.vectors
         time = torch.as_tensor(self.time, dtype=torch.float64, device=eigenvalues.device)
-        rates = eigenvalues / self._n
-        momenta = None if self.momenta is None else _float64(self.momenta).to(time)
-        learnt = _learnt(rates, time) if momenta is None else _learnt_with_momentum(rates, time, momenta)
-        # Below rounding the quotient learnt / eigenvalue is its limit, the total time / n.
-        weights = torch.where(eigenvalues > 1e-15 * eigenvalues[-1], learnt / eigenvalues, time.sum() / self._n)
+        rates = eigenvalues / self.gram.n
+        momenta = None if self.momenta is None else as_float64(self.momenta)
+        learnt = -torch.expm1(-rates * time) if time.ndim == 0 else shares_learnt(rates, time, [len(time)], momenta)[0]
+        weights = _quotient(learnt, eigenvalues, time.sum() / self.gram.n)
         return vectors @ (weights[:, None] * (vectors.T @ target))
 
 
-def _learnt(rates: Tensor, time: Tensor) -> Tensor:
-    """1 - exp(-rate time) for a time, 1 - prod(1 - rate step) for a sequence of steps, without cancellation."""
-    if time.ndim == 0:
-        return -torch.expm1(-rates * time)
-    if len(time) == 0:
-        return torch.zeros_like(rates)
-    shrink = rates[None, :] * time[:, None]
-    slow = shrink.amax(0) < 0.5
-    return torch.where(slow, -torch.expm1(torch.log1p(-shrink.clamp_max(0.5)).sum(0)), 1 - (1 - shrink).prod(0))
+def course(kernel: Any, y: Any, steps: Any, at: Sequence[int], momenta: Any = None, f_0: Any = None) -> Tensor:
+    """The outputs along gradient descent on ``1/(2n) sum r^2`` in a kernel that stays as it is.
+
+    Args:
+        kernel: [n + n_test, n] or [n + n_test, n, c, c], train rows first.
+        y: targets [n, c].
+        steps: all of them, in order.
+        at: after how many steps to look, ascending.
+        momenta: one a step, as for ``KernelPredictor``; at a count the point to which momentum carried it.
+        f_0: [n + n_test, c], where it starts; zero by default.
+
+    Returns:
+        [len(at), n + n_test, c].
+    """
+    rows = as_float64(kernel)
+    gram = Gram(rows[: rows.shape[1]])
+    start = Base("zero" if f_0 is None else "init").of(f_0, gram, "course")
+    target = gram.flat(gram.targets(y, None if start is None else start[: gram.n]))
+    found = spectrum(gram.matrix)
+    learnt = shares_learnt(
+        found.eigenvalues / gram.n, as_float64(steps), at, None if momenta is None else as_float64(momenta)
+    )
+    total = torch.cat([learnt.new_zeros(1), as_float64(steps).cumsum(0).to(learnt)])[list(at)]
+    weights = _quotient(learnt, found.eigenvalues, total[:, None] / gram.n)
+    inner = found.vectors.T @ target
+    outputs = torch.stack([gram.predict(rows, found.vectors @ (w[:, None] * inner)) for w in weights])
+    return outputs if start is None else outputs + start
 
 
-def _learnt_with_momentum(rates: Tensor, steps: Tensor, momenta: Tensor) -> Tensor:
-    """The share of its target that a mode has learnt at the last point to which momentum carried it."""
-    share = reached = torch.zeros_like(rates)
-    for step, momentum in zip(steps, momenta, strict=True):
-        before, reached = reached, share + step * rates * (1 - share)
-        share = reached + momentum * (reached - before)
-    return share
+def _quotient(learnt: Tensor, eigenvalues: Tensor, limit: Tensor) -> Tensor:
+    """learnt / eigenvalue; below rounding its limit, the total time / n."""
+    return torch.where(eigenvalues > 1e-15 * eigenvalues[-1], learnt / eigenvalues, limit)
 
 
-def _float64(array: Any) -> Tensor:
-    return torch.as_tensor(array).detach().to(torch.float64)
+def shares_learnt(rates: Tensor, steps: Tensor, at: Sequence[int], momenta: Tensor | None = None) -> Tensor:
+    """The share of its target that each mode has learnt after some of the steps, without cancellation.
+
+    ``1 - prod(1 - rate step)``; with momenta, that at the point to which momentum carried it.
+
+    Args:
+        rates: [modes].
+        at: after how many steps, ascending.
+
+    Returns:
+        [len(at), modes].
+    """
+    steps = steps.to(rates)
+    ends = [0, *at]
+    shares = []
+    if momenta is not None and bool(momenta.any()):
+        share = reached = torch.zeros_like(rates)
+        listed = list(zip(steps, momenta.to(rates), strict=True))
+        for begin, end in pairwise(ends):
+            for step, momentum in listed[begin:end]:
+                before, reached = reached, share + step * rates * (1 - share)
+                share = reached + momentum * (reached - before)
+            shares.append(share)
+        return torch.stack(shares)
+    share = torch.zeros_like(rates)
+    for begin, end in pairwise(ends):
+        if end > begin:
+            shrink = rates * steps[begin:end, None]
+            slow = shrink.amax(0) < 0.5
+            slowly = -torch.expm1(torch.log1p(-shrink.clamp_max(0.5)).sum(0))
+            more = torch.where(slow, slowly, 1 - (1 - shrink).prod(0))
+            share = share + more - share * more
+        shares.append(share)
+    return torch.stack(shares)

@@ -34,7 +34,7 @@ def reporter(folder: Path) -> Callable[[float], None]:
 
     def report(share: float) -> None:
         nonlocal last
-        if os.environ.get(COMMAND, str(os.getppid())) != str(os.getppid()):
+        if os.environ.get(COMMAND, "") not in ("", str(os.getppid()), str(os.getpid())):
             os._exit(1)
         if time.monotonic() - last < SECONDS:
             return
@@ -73,7 +73,7 @@ def watch(jobs: Sequence[Job]) -> Iterator[None]:
 def _follow(jobs: Sequence[Job], stop: threading.Event) -> None:
     from tqdm import tqdm
 
-    before = {job: _changed(job.folder / DONE) for job in jobs}
+    before = {job: changed(job.folder / DONE) for job in jobs}
     begun = time.time()
     ended: set[Job] = set()
     form = "{percentage:3.0f}%|{bar}| {desc} {elapsed}<{remaining}"
@@ -82,7 +82,7 @@ def _follow(jobs: Sequence[Job], stop: threading.Event) -> None:
         while True:
             last = stop.is_set()
             for job in jobs:
-                if job not in ended and _changed(job.folder / DONE) not in (0.0, before[job]):
+                if job not in ended and changed(job.folder / DONE) not in (0.0, before[job]):
                     ended.add(job)
                     tqdm.write(_line(job.folder))
             bar.set_description_str(f"{len(ended)} of {len(jobs)} cells", refresh=False)
@@ -93,7 +93,7 @@ def _follow(jobs: Sequence[Job], stop: threading.Event) -> None:
             stop.wait(SECONDS)
 
 
-def _changed(path: Path) -> float:
+def changed(path: Path) -> float:
     """When it was last written; 0 for a file that is not there."""
     try:
         return path.stat().st_mtime_ns
@@ -112,7 +112,10 @@ def _share(folder: Path, begun: float) -> float:
 
 def _line(folder: Path) -> str:
     try:
-        record, seconds = store.read_json(folder / DONE), store.read_json(folder / ENVIRONMENT)["wall_seconds"]
-        return f"{folder.name}: {record['status']} in {seconds:.1f} s. {record['reason']}".rstrip()
+        record = store.read_json(folder / DONE)
+        line = f"{folder.name}: {record['status']}"
+        with contextlib.suppress(OSError):  # a process that died left none
+            line += f" in {store.read_json(folder / ENVIRONMENT)['wall_seconds']:.1f} s"
+        return f"{line}. {record['reason']}".rstrip()
     except (OSError, ValueError, KeyError, TypeError):
         return f"{folder.name}: left no record."

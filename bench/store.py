@@ -116,6 +116,19 @@ def lock(folder: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / ".lock")
 
 
+def held(folder: Path) -> bool:
+    """Whether a process has the lock on a run folder."""
+    if not (folder / ".lock").exists():
+        return False
+    own = lock(folder)
+    try:
+        own.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    own.release()
+    return False
+
+
 def write_record(folder: Path, record: Record) -> None:
     """Arrays first, ``record.json`` last: a folder with a record is complete."""
     if record.arrays:

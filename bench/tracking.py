@@ -1,6 +1,6 @@
 """One finished cell to Weights & Biases: curves, tables, summary, spectra. The Record stays the truth; this is a copy.
 
-Offline by default: everything is recorded in the run's folder with no account, to be sent later with ``wandb sync``.
+Offline by default: everything is recorded in the run's folder with no account, to be sent later by ``bench.sync``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ _CURVES = {
     "kernel_motion": ("snapshot_time", "snapshot_motion"),
     "kernel_distance": ("snapshot_time", "snapshot_distance"),
     "kernel_alignment": ("snapshot_time", "snapshot_alignment"),
+    "kernel_alignment_held_out": ("snapshot_time", "snapshot_alignment_held_out"),
     "after_r2": ("snapshot_time", "snapshot_r2"),
     "after_skill": ("snapshot_time", "snapshot_skill"),
     "after_test_error": ("snapshot_time", "snapshot_test_error"),
     "network_test_error": ("snapshot_time", "snapshot_network_test_error"),
+    "linearised_test_error": ("snapshot_time", "snapshot_linearised_test_error"),
+    "linearised_distance": ("snapshot_time", "snapshot_linearised_distance"),
 }
 _SPECTRA = {"initial": "spectrum_initial", "after": "spectrum_after", "infinite width": "spectrum_infinite"}
 
@@ -49,11 +52,16 @@ def check(mode: str) -> None:
     """
     if mode not in MODES:
         raise ValueError(f"Unknown tracking mode '{mode}': use one of {', '.join(MODES)}.")
-    if mode == "online" and not _logged_in():
+    if mode == "online" and not logged_in():
         raise ValueError(
             "tracking=online needs a W&B account: run `wandb login` or set WANDB_API_KEY, or use tracking=offline and "
-            "send the runs later with `wandb sync`."
+            "send the runs later with python -m bench.sync."
         )
+
+
+def is_tracked(mode: str, folder: Path) -> bool:
+    """Whether what that mode records of a cell is there already."""
+    return mode == "disabled" or any(folder.glob("wandb/*run-*"))
 
 
 def track(
@@ -211,7 +219,7 @@ def _confined(folder: Path, mode: Mode) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

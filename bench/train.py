@@ -1,9 +1,11 @@
-"""``Trainer``: finite networks by full-batch gradient descent, each recorded before, during and after training."""
+"""``Trainer``: finite networks by gradient descent, each recorded before, during and after training."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,30 +14,63 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bench.descent import Batch, Course, Rule, descend
-from bench.trained import History, Member, Richness, Trained, join, seed_of
+from bench.anchor import minimise
+from bench.batch import Batch
+from bench.descent import Rule, descend
+from bench.ledger import SCHEDULES, Course
+from bench.losses import LOSSES, loss_of
+from bench.savepoint import Savepoint
+from bench.trained import History, Member, Richness, Trained, join, label_set
+from models.blocks import budget, out_of_memory
 from tasks.task import Task
+
+log = logging.getLogger(__name__)
 
 CACHE = 2**19
 """Bytes of one member's activations above which a CPU trains members one after another: batching only pays where a
 step is so short that calling it costs more than doing it."""
+COPIES = 5
+"""Of a member's parameters that training holds at once: two points, a gradient, and an optimiser's state twice."""
+LIVE = 3
+"""Of a member's activations: those kept for the way back, and two at work."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+OPTIMISERS = ("gd", "sgd", "adam", "lbfgs")
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Full-batch gradient descent on ``L = 1/(2N) sum r^2`` of the centred, scaled network ``f = (z - z_0) / gamma``.
+    """Gradient descent on ``L + lambda/2 |theta|^2`` of the centred, scaled network ``f = (z - z_0) / gamma``.
 
     Attributes:
         richness: "ntk" is gamma = 1; a number is gamma = richness sqrt(width) (muP, mean field), independent of width.
-            The flow is ``theta' = -gamma^2 grad L``, so ``df/dt = -(1/N) K r`` with K the NTK of z.
+            The flow is ``theta' = -gamma^2 (grad L + lambda theta)``, so ``df/dt = -(1/N) K r`` with K the NTK of z.
+        loss: "mse" is ``1/(2N) sum r^2``, "logistic" the mean of ``log(1 + exp(-y f))`` for labels +1 and -1,
+            "softmax" the cross-entropy of several classes.
+        weight_decay: lambda. For a homogeneous network the exact ridge of the after-kernel is gamma^2 N L lambda.
+        centred: False: ``f = z / gamma``.
+        optimiser: "gd", full-batch gradient descent; "sgd", with mini-batches of ``batch_size`` in an order that the
+            member's seed decides; "adam", with or without mini-batches, at a given ``rate``, which is multiplied by
+            1/sqrt(fan_in) for hidden-to-hidden layers; "lbfgs", to a stationary point in float64: the exactness anchor.
+        momentum: of the heavy ball, below 1, for "gd" and "sgd"; the sum of steps is then no time of a gradient flow.
+        batch_size: points a step; None: all. With mini-batches everything is looked at once an epoch only.
         step: c of the step size ``eta = c / lambda_max(K_t / N)``; 2 is the edge of stability (4/3 with acceleration).
+        constant: the step size stays ``c / lambda_max(K_0 / N)`` and no step is taken back: for what happens beyond the
+            edge of stability.
+        rate: a constant step size itself, instead of ``step``.
         accelerated: Nesterov's momentum with restarts, for kernels so badly conditioned that plain descent would need
             10^5 steps (global average pooling); the sum of steps is then no time of a gradient flow.
-        tolerance: relative train MSE at which a member is done.
-        max_steps: after which a member that is not done is "unconverged".
-        snapshots: how many points of training keep their parameters, at log-spaced times, first and last included.
+        tolerance: relative train loss (L over that of zero outputs; for "mse" the relative train MSE) at which a member
+            is done; 0: it is never done by its loss.
+        time: sum of steps at which a member is done; the last step is shortened to meet it. None: no such end.
+        gradient: norm of the objective's gradient at which a member is done, relative to ``lambda |theta|`` with weight
+            decay, else to the norm at the start; 0: not looked at.
+        max_steps: after which a member that is not done is "unconverged"; where no end is set, the number of steps.
+        snapshots: how many points of training keep their parameters, first and last included, for the schedule "time".
+        schedule: "time": at log-spaced times; "loss": the first point at or below each of ``levels``, besides the first
+            and the last; "dense": every point, for the path-kernel identity.
+        levels: relative train losses, falling.
+        sharpness: ask for lambda_max(K_t / N) before every step, from all training points, for the record.
         readout_only: train the last layer only, where the network is exactly linear: the positive control.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:<index>".
         dtype: "float32" or "float64", of training; kernels and solves are always float64.
@@ -45,30 +80,69 @@ class Trainer:
     """
 
     richness: Richness = "ntk"
+    loss: str = "mse"
+    weight_decay: float = 0.0
+    centred: bool = True
+    optimiser: str = "gd"
+    momentum: float = 0.0
+    batch_size: int | None = None
     step: float = 1.5
+    constant: bool = False
+    rate: float | None = None
     accelerated: bool = False
     tolerance: float = 1e-4
+    time: float | None = None
+    gradient: float = 0.0
     max_steps: int = 100_000
     snapshots: int = 8
+    schedule: str = "time"
+    levels: Sequence[float] = ()
+    sharpness: bool = False
     readout_only: bool = False
     device: str = "auto"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _check_richness(self.richness)
-        if not 0 < self.step < 4:
-            raise ValueError(f"trainer.step must lie between 0 and 4 (2 is the edge of stability), not {self.step}.")
-        if self.accelerated and self.step > 4 / 3:
-            raise ValueError(f"trainer.step must be at most 4/3 with trainer.accelerated=true, not {self.step}.")
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"trainer.tolerance is a relative train MSE between 0 and 1, not {self.tolerance}.")
-        for name, least in (("max_steps", 1), ("snapshots", 2)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"trainer.{name} must be a whole number of at least {least}, not {value!r}.")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"trainer.dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
+        _check_step(self.step, self.constant, self.accelerated)
+        for name, choices in (("loss", LOSSES), ("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"trainer.{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        _check_number("tolerance", self.tolerance, "a relative train loss of at least 0 and below 1", 0, 1, True)
+        _check_number("weight_decay", self.weight_decay, "a number of at least 0", 0, math.inf, True)
+        _check_number("gradient", self.gradient, "a relative norm of at least 0 and below 1", 0, 1, True)
+        for name in ("time", "rate"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), "a positive number or null", 0, math.inf)
+        _check_count("max_steps", self.max_steps, 1)
+        _check_count("snapshots", self.snapshots, 2)
+        levels = tuple(float(level) for level in self.levels)
+        object.__setattr__(self, "levels", levels)  # a list of settings would not be plain data
+        if (self.schedule == "loss") != bool(levels) or list(levels) != sorted(levels, reverse=True):
+            raise ValueError("trainer.levels must be falling losses with trainer.schedule=loss, and empty without.")
+        self._check_optimiser()
         self.torch_device()
+
+    def _check_optimiser(self) -> None:
+        _check_number("momentum", self.momentum, "a number from 0 to below 1", 0, 1, True)
+        if self.batch_size is not None:
+            _check_count("batch_size", self.batch_size, 1)
+        name = f"trainer.optimiser={self.optimiser}"
+        if (self.optimiser == "sgd") > (self.batch_size is not None):
+            raise ValueError(f"{name} needs trainer.batch_size: without it, that is gd.")
+        if self.batch_size is not None and self.optimiser not in ("sgd", "adam"):
+            raise ValueError(f"trainer.batch_size is of sgd and adam, and {name} takes all points at once.")
+        if self.momentum and (self.optimiser not in ("gd", "sgd") or self.accelerated):
+            raise ValueError(f"trainer.momentum is of gd and sgd without trainer.accelerated, not of {name}.")
+        if self.accelerated and self.optimiser != "gd":
+            raise ValueError(f"trainer.accelerated is of gd, not of {name}.")
+        if self.optimiser == "adam" and self.rate is None:
+            raise ValueError(f"{name} needs trainer.rate: it has no edge of stability to step by.")
+        if self.optimiser == "lbfgs" and not (self.dtype == "float64" and self.gradient and self.weight_decay):
+            raise ValueError(
+                f"{name} needs trainer.dtype=float64, trainer.gradient and trainer.weight_decay above 0: it seeks a "
+                "stationary point."
+            )
 
     def fit(
         self,
@@ -88,28 +162,75 @@ class Trainer:
         Raises:
             ValueError: a model that this richness has no meaning for, or that cannot be re-initialised.
         """
-        self.check(model, [member.richness for member in members])
-        parts, done = [], 0
-        for batch in self.batches(model, tasks, members):
-            parts.append(self._fit(model, tasks, batch, part_of(progress, done, len(batch), len(members))))
+        return join(list(self.parts(model, tasks, members, progress)))
+
+    def parts(
+        self,
+        model: nn.Module,
+        tasks: Sequence[Task],
+        members: Sequence[Member],
+        progress: Callable[[float], None] | None = None,
+        savepoint: Callable[[Sequence[Member]], Savepoint] | None = None,
+    ) -> Iterator[Trained]:
+        """As ``fit``, but each batch of members as soon as it is trained; a batch that memory cannot hold is halved.
+
+        Args:
+            savepoint: for a batch, where its training goes on from, and keeps its state.
+
+        Raises:
+            ValueError: as ``fit``.
+            Interrupted: the process was asked to end, and the state is in the savepoint.
+        """
+        self.check(model, members)
+        waiting, done, warned = self.batches(model, tasks, members), 0, False
+        while waiting:
+            batch = waiting.pop(0)
+            share = part_of(progress, done, len(batch), len(members))
+            try:
+                part = self._fit(model, tasks, batch, share, savepoint(batch) if savepoint else None)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or len(batch) == 1:
+                    raise
+                if not warned:
+                    log.warning("Out of memory with %d networks at once: going on with half.", len(batch))
+                warned = True
+                half = math.ceil(len(batch) / 2)
+                waiting = [part for one in [batch, *waiting] for part in (one[:half], one[half:]) if part]
+                continue
             done += len(batch)
-        return join(parts)
+            yield part
 
     def batches(self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member]) -> list[list[Member]]:
-        """The members that are trained together: all of them, or one at a time where that is faster."""
-        if self.torch_device().type == "cpu":
+        """The members that are trained together: as many as memory holds, or one at a time where that is faster."""
+        device = self.torch_device()
+        size = DTYPES[self.dtype].itemsize
+        if device.type == "cpu":
             widest = max((_fan_out(layer) for layer in weight_layers(model)), default=1)
             convolves = any(getattr(layer, "weight").ndim > 2 for layer in weight_layers(model))  # noqa: B009
-            if convolves or tasks[0].n_train * widest * DTYPES[self.dtype].itemsize > CACHE:
+            if convolves or tasks[0].n_train * widest * size > CACHE:
                 return [[member] for member in members]
-        return [list(members)]
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        kept = COPIES + (len(self.levels) + 2 if self.schedule == "loss" else 3 * self.snapshots)
+        activations = tasks[0].n_train * (LIVE * activations_of(model, tasks[0]) + tasks[0].x_train[0].numel())
+        each = size * (kept * parameters + activations)
+        most, room = len(members), budget(None, (torch.empty(0, device=device),))
+        while most > 1 and most * each > room:
+            most = math.ceil(most / 2)  # so that a little more or less memory cuts alike
+        return [list(members[i : i + most]) for i in range(0, len(members), most)]
 
-    def check(self, model: nn.Module, richness: Sequence[Richness | None] = ()) -> None:
+    def check(self, model: nn.Module, members: Sequence[Member] = ()) -> None:
         """Raises: ValueError where ``fit`` would; nothing is trained."""
         layers = weight_layers(model)
         if not layers:
             raise ValueError("The model has no layer with weights: nothing can be trained.")
-        for value in {self.richness, *(r for r in richness if r is not None)}:
+        for member in members:
+            if member.step is not None:
+                if self.optimiser == "adam":
+                    raise ValueError("trainer.optimiser=adam steps by a rate: give members a rate, not a step.")
+                _check_step(member.step, self.constant, self.accelerated)
+            if member.rate is not None:
+                _check_number("rate", member.rate, "a positive number", 0, math.inf)
+        for value in {self.richness, *(m.richness for m in members if m.richness is not None)}:
             _check_richness(value)
             if value == "ntk":
                 continue
@@ -151,29 +272,61 @@ class Trainer:
         return device
 
     def _fit(
-        self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member], progress: Callable[[float], None]
-    ) -> Trained:
+        self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member], progress: Callable[[float], None],
+        savepoint: Savepoint | None,
+    ) -> Trained:  # fmt: skip
         device, dtype = self.torch_device(), DTYPES[self.dtype]
-        net = self.network(model)
+        net, loss = self.network(model), loss_of(self.loss)
         initial = {
             name: torch.stack(tensors).to(device, dtype)
-            for name, tensors in _collect([_initialised(net, seed_of("init", m.data, m.init)) for m in members]).items()
+            for name, tensors in _collect([_initialised(net, member.init_seed) for member in members]).items()
         }
         trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
         x = torch.stack([tasks[m.data].x_train for m in members]).to(device, dtype)
-        y = torch.stack([tasks[m.data].y_train for m in members]).to(device, dtype)
         z_0 = torch.stack(
             [functional_call(net, {k: v[i] for k, v in initial.items()}, (x[i],)) for i in range(len(members))]
         ).detach()
+        labels = [label_set(tasks[m.data], m.target, z_0.shape[2]).y_train for m in members]
+        for y in {id(y): y for y in labels}.values():
+            loss.check(y)
         gamma = [self.gamma(net, member.richness) for member in members]
         batch = Batch(
             net,
             {name: value.clone() for name, value in initial.items() if name in trained},
             {name: value for name, value in initial.items() if name not in trained},
-            x, y, z_0, torch.tensor(gamma, dtype=torch.float64).to(y), tuple(m.data for m in members),
+            x, torch.stack(labels).to(device, dtype), z_0 if self.centred else torch.zeros_like(z_0),
+            torch.tensor(gamma, dtype=torch.float64).to(device, dtype), tuple(m.data for m in members),
         )  # fmt: skip
-        courses = descend(batch, Rule(self.step, self.tolerance, self.max_steps, self.accelerated), progress)
+        if self.optimiser == "lbfgs":
+            courses = minimise(batch, self.rule(members), progress)
+        else:
+            courses = descend(batch, self.rule(members), progress, savepoint)
         return self._trained(net, tasks, members, initial, courses, gamma)
+
+    def rule(self, members: Sequence[Member]) -> Rule:
+        """The trainer's settings as the descent of these members takes them."""
+        own = [(self.step if m.step is None else m.step, self.rate if m.step is None else None) for m in members]
+        rates = [rate if m.rate is None else m.rate for m, (_, rate) in zip(members, own, strict=True)]
+        return Rule(
+            loss=loss_of(self.loss),
+            step=tuple(step for step, _ in own),
+            rate=tuple(math.nan if rate is None else rate for rate in rates),
+            constant=self.constant,
+            tolerance=self.tolerance,
+            time=math.inf if self.time is None else self.time,
+            gradient=self.gradient,
+            max_steps=self.max_steps,
+            counted=not (self.tolerance or self.time or self.gradient),
+            weight_decay=self.weight_decay,
+            accelerated=self.accelerated,
+            momentum=self.momentum,
+            adam=self.optimiser == "adam",
+            batch_size=self.batch_size,
+            orders=tuple(member.order_seed for member in members),
+            schedule=self.schedule,
+            levels=tuple(self.levels),
+            sharpness=self.sharpness,
+        )
 
     def network(self, model: nn.Module) -> nn.Module:
         """The architecture as it is trained: with only its read-out trainable where ``readout_only``."""
@@ -187,32 +340,46 @@ class Trainer:
         self, net: nn.Module, tasks: Sequence[Task], members: Sequence[Member], initial: dict[str, Tensor],
         courses: list[Course], gamma: list[float],
     ) -> Trained:  # fmt: skip
-        history, params, f_T = [], [], []
+        history, params, f_0, f_T = [], [], [], []
+        taken = [self._taken(course) for course in courses]
+        most = max(len(steps) for steps in taken)
         for i, (member, course) in enumerate(zip(members, courses, strict=True)):
-            taken = _thin(sorted(course.snapshots), self.snapshots)
+            steps = taken[i] + [taken[i][-1]] * (most - len(taken[i]))
             fixed = {name: value[i] for name, value in initial.items()}
-            snapshots = _collect([{**fixed, **course.snapshots[step]} for step in taken])
+            snapshots = _collect([{**fixed, **course.snapshots[step]} for step in steps])
             params.append({name: torch.stack(values) for name, values in snapshots.items()})
-            steps, momenta, losses = (
-                torch.tensor(values, dtype=torch.float64) for values in (course.steps, course.momenta, course.losses)
+            step, momentum, loss, lambda_max = (
+                torch.from_numpy(curve) for curve in (course.steps, course.momenta, course.losses, course.lambda_max)
             )
-            history.append(History(steps, momenta, losses, torch.tensor(taken)))
+            history.append(History(step, momentum, loss, torch.tensor(steps), lambda_max))
             ends = {name: value[[0, -1]] for name, value in params[-1].items()}
             task = tasks[member.data]
-            f_T.append(change(net, ends, torch.cat([task.x_train, task.x_test]))[1] / gamma[i])
-        outputs = torch.stack(f_T)
+            x = torch.cat([task.x_train, task.x_test])
+            moved = change(net, ends, x)[1] / gamma[i]
+            f_0.append(torch.zeros_like(moved) if self.centred else outputs(net, ends, x)[0] / gamma[i])
+            f_T.append(f_0[-1] + moved)
         return Trained(
             net=net,
             tasks=tuple(tasks),
             members=tuple(members),
             params={name: torch.stack(values) for name, values in _collect(params).items()},
-            f_0=torch.zeros_like(outputs),
-            f_T=outputs,
+            f_0=torch.stack(f_0),
+            f_T=torch.stack(f_T),
             gamma=tuple(gamma),
             history=tuple(history),
             status=tuple(course.status for course in courses),
             settings={f.name: getattr(self, f.name) for f in fields(self)},
         )
+
+    def _taken(self, course: Course) -> list[int]:
+        """The steps whose snapshots are kept."""
+        steps = sorted(course.snapshots)
+        if self.schedule == "dense":
+            return steps
+        if self.schedule == "time":
+            return _thin(steps, self.snapshots)
+        reached = [[step for step in steps if course.losses[step] <= level] for level in self.levels]
+        return [steps[0], *(found[0] if found else steps[-1] for found in reached), steps[-1]]
 
 
 def part_of(progress: Callable[[float], None] | None, done: int, count: int, total: int) -> Callable[[float], None]:
@@ -225,8 +392,8 @@ def part_of(progress: Callable[[float], None] | None, done: int, count: int, tot
     return report
 
 
-def change(net: nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
-    """z at every snapshot minus z at the first, [S, n, c], in float64.
+def outputs(net: nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
+    """z at every snapshot, [S, n, c], in float64.
 
     Args:
         params: one member's, each [S, ...].
@@ -239,7 +406,30 @@ def change(net: nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
         functional_call(double, {name: value[snapshot].double() for name, value in params.items()}, (x,)).detach()
         for snapshot in range(len(first))
     ]
-    return torch.stack(z) - z[0]
+    return torch.stack(z)
+
+
+def change(net: nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
+    """z at every snapshot minus z at the first, [S, n, c], in float64 (arguments as for ``outputs``)."""
+    z = outputs(net, params, x)
+    return z - z[0]
+
+
+def activations_of(net: nn.Module, task: Task) -> int:
+    """Numbers that the layers with weights put out for one sample."""
+    sizes: list[int] = []
+    handles = [
+        layer.register_forward_hook(lambda module, inputs, output: sizes.append(output[0].numel()))
+        for layer in weight_layers(net)
+    ]
+    try:
+        with torch.no_grad():
+            first = next(net.parameters())
+            net(task.x_train[:1].to(first.device, first.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(sizes)
 
 
 def weight_layers(net: nn.Module) -> list[nn.Module]:
@@ -273,6 +463,27 @@ def _check_richness(value: Any) -> None:
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if value != "ntk" and not (numeric and np.isfinite(value) and value > 0):
         raise ValueError(f"trainer.richness must be ntk or a positive number, not {value!r}.")
+
+
+def _check_step(step: float, constant: bool, accelerated: bool) -> None:
+    _check_number("step", step, "a positive number", 0, math.inf)
+    if not constant and step >= 4:
+        raise ValueError(
+            f"trainer.step must lie between 0 and 4 (2 is the edge of stability) where the steps adapt, not {step}."
+        )
+    if accelerated and step > 4 / 3:
+        raise ValueError(f"trainer.step must be at most 4/3 with trainer.accelerated=true, not {step}.")
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"trainer.{name} must be a whole number of at least {least}, not {value!r}.")
+
+
+def _check_number(name: str, value: Any, meaning: str, low: float, high: float, low_too: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (low < value < high or (low_too and value == low)):
+        raise ValueError(f"trainer.{name} must be {meaning}, not {value!r}.")
 
 
 def _initialised(net: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bench.ntk import empirical_ntk
 from tasks.task import Task
@@ -28,28 +30,79 @@ def seed_of(axis: str, *index: int) -> int:
     return int.from_bytes(hashlib.sha256(":".join([axis, *map(str, index)]).encode()).digest()[:4], "big")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Member:
-    """One network of a cell, named by its seeds: which data draw, which initialisation, which batch order.
+    """One network of a cell, named by its place on every axis of members.
 
-    ``richness`` None means the trainer's own.
+    Attributes:
+        data, init, order: seeds: which data draw, which initialisation, which order of mini-batches. Initialisations
+            are nested in data draws, and orders in initialisations.
+        richness: None: the trainer's own; likewise ``step`` (c of the adaptive step size) and ``rate`` (a constant step
+            size).
+        target: which set of labels: None: all columns of the task's y; a number t: columns t c to (t + 1) c, for a
+            network of c outputs. Members that differ in nothing else start from the same network, on the same inputs.
+        crossed: the initialisation is the same one on every data draw, for splits of the variance.
     """
 
     data: int
     init: int
     order: int = 0
     richness: Richness | None = None
+    step: float | None = None
+    rate: float | None = None
+    target: int | None = None
+    crossed: bool = False
 
     @property
     def name(self) -> str:
         """Usable as a file name; distinct for distinct members."""
-        richness = "" if self.richness is None else f"-richness{self.richness}"
-        return f"data{self.data}-init{self.init}-order{self.order}{richness}"
+        named = {"richness": self.richness, "step": self.step, "rate": self.rate, "target": self.target}
+        axes = "".join(f"-{axis}{value}" for axis, value in named.items() if value is not None)
+        return f"data{self.data}-init{self.init}-order{self.order}{axes}{'-crossed' if self.crossed else ''}"
+
+    @property
+    def init_seed(self) -> int:
+        return seed_of("init", self.init) if self.crossed else seed_of("init", self.data, self.init)
+
+    @property
+    def order_seed(self) -> int:
+        return seed_of("order", self.data, self.init, self.order)
 
 
-def members(data: int, init: int) -> list[Member]:
-    """Every combination of ``data`` draws and ``init`` initialisations."""
-    return [Member(d, i) for d in range(data) for i in range(init)]
+def members(
+    data: int,
+    init: int,
+    order: int = 1,
+    *,
+    richness: Sequence[Richness | None] = (None,),
+    step: Sequence[float | None] = (None,),
+    rate: Sequence[float | None] = (None,),
+    target: Sequence[int | None] = (None,),
+    crossed: bool = False,
+) -> list[Member]:
+    """Every combination of so many data draws, initialisations and orders, and of the values of the other axes."""
+    return [
+        Member(*combination, crossed)
+        for combination in itertools.product(range(data), range(init), range(order), richness, step, rate, target)
+    ]
+
+
+@functools.lru_cache(1024)
+def label_set(task: Task, target: int | None, outputs: int) -> Task:
+    """The task with the labels of one target only (see ``Member.target``).
+
+    Raises:
+        ValueError: the task has no such columns.
+    """
+    if target is None:
+        return task
+    columns = slice(target * outputs, (target + 1) * outputs)
+    if target < 0 or columns.stop > task.outputs:
+        raise ValueError(
+            f"target {target} of a network of {outputs} outputs needs {columns.stop} columns of labels, and "
+            f"{task.name} has {task.outputs}."
+        )
+    return replace(task, y_train=task.y_train[:, columns], y_test=task.y_test[:, columns])
 
 
 @dataclass(frozen=True)
@@ -59,14 +112,22 @@ class History:
     Attributes:
         steps: learning rate of every step, [n_steps]; their sum is the time t.
         momenta: the share of the last move by which each step went on, [n_steps]; zero without acceleration.
-        loss: relative train MSE before every step and after the last, [n_steps + 1].
+        loss: relative train loss before every step and after the last, [n_steps + 1]: L over that of zero outputs,
+            which for mean squared error is the relative train MSE.
         snapshot_steps: at which step each snapshot was taken, [S]; 0 first, the last step last.
+        lambda_max: of K_t / N as the step rule knew it before every step, [n_steps]; nan where it did not ask.
     """
 
     steps: Tensor
     momenta: Tensor
     loss: Tensor
     snapshot_steps: Tensor
+    lambda_max: Tensor
+
+    @property
+    def sharpness(self) -> Tensor:
+        """[n_steps], lambda_max(K_t / N) times the step: 2 is the edge of stability."""
+        return self.lambda_max * self.steps
 
     @property
     def snapshot_times(self) -> Tensor:
@@ -75,7 +136,7 @@ class History:
 
     @property
     def snapshot_loss(self) -> Tensor:
-        """[S], the relative train MSE at each snapshot."""
+        """[S], the relative train loss at each snapshot."""
         return self.loss[self.snapshot_steps]
 
 
@@ -83,7 +144,7 @@ class History:
 class Trained:
     """The trained members of one cell. Leading axis m: members; S snapshots, the first at time 0, the last at the end.
 
-    The network is centred and scaled, ``f = (z - z_0) / gamma``, unless ``centred`` is False (then ``f = z / gamma``).
+    The network is scaled and, unless the trainer says otherwise, centred: ``f = (z - z_0) / gamma``.
 
     Attributes:
         net: the architecture; its own parameter values mean nothing.
@@ -127,7 +188,7 @@ class Trained:
 
     @property
     def losses(self) -> Tensor:
-        """[m], relative train MSE at the end."""
+        """[m], relative train loss at the end."""
         return torch.stack([history.loss[-1] for history in self.history])
 
     @property
@@ -140,7 +201,16 @@ class Trained:
         return Kernels(self)
 
     def task(self, member: int) -> Task:
-        return self.tasks[self.members[member].data]
+        """The member's data, with the labels of its own target."""
+        return label_set(self.tasks[self.members[member].data], self.members[member].target, self.f_T.shape[2])
+
+    def z_0(self, member: int) -> Tensor:
+        """The module's own output at the start, [n_train + n_test, c], in float64; ``-z_0 / gamma`` is the base of a
+        centred network with weight decay."""
+        task, start = self.task(member), self.params_0
+        params = {name: value[member].double() for name, value in start.items()}
+        net = copy.deepcopy(self.net_at(member, 0)).double()
+        return functional_call(net, params, (torch.cat([task.x_train, task.x_test]).to(self.f_T),)).detach()
 
     def net_at(self, member: int, snapshot: int) -> nn.Module:
         """The architecture with the buffers of that moment; its parameter values still mean nothing."""
@@ -204,7 +274,10 @@ class Kernels:
 
 
 def join(parts: Sequence[Trained]) -> Trained:
-    """The members of several ``Trained`` of one cell as one, in the order given."""
+    """The members of several ``Trained`` of one cell as one, in the order given; the last snapshot of those that have
+    fewer is repeated."""
+    longest = max(part.snapshots for part in parts)
+    parts = [_padded(part, longest) for part in parts]
     first = parts[0]
     return replace(
         first,
@@ -216,4 +289,17 @@ def join(parts: Sequence[Trained]) -> Trained:
         gamma=tuple(gamma for part in parts for gamma in part.gamma),
         history=tuple(history for part in parts for history in part.history),
         status=tuple(status for part in parts for status in part.status),
+    )
+
+
+def _padded(part: Trained, snapshots: int) -> Trained:
+    """The last snapshot repeated until there are so many."""
+    kept = torch.arange(snapshots).clamp_max(part.snapshots - 1)
+    if len(kept) == part.snapshots:
+        return part
+    return replace(
+        part,
+        params={name: value[:, kept.to(value.device)] for name, value in part.params.items()},
+        buffers={name: value[:, kept.to(value.device)] for name, value in part.buffers.items()},
+        history=tuple(replace(one, snapshot_steps=one.snapshot_steps[kept]) for one in part.history),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -134,7 +135,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def activation(name: str) -> nn.Module:
-    """A new module for the activation `name`; an unknown name raises ValueError with the available ones."""
+def activation(name: str | nn.Module) -> nn.Module:
+    """A new module for the activation `name`; an unknown name raises ValueError with the available ones.
+
+    A module, such as a designed activation, is copied instead.
+    """
+    if isinstance(name, nn.Module):
+        return copy.deepcopy(name)
     check_choice("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]()

@@ -2,7 +2,8 @@
 
 Row strips are the outer loop, so that a tile function may keep what it computed for the rows of the strip
 (features, Jacobians) while the columns pass by. In the symmetric case each strip starts at its diagonal and the rest
-is mirrored; eight strips do .56 of the work. When memory runs out the tile is halved and the work goes on.
+is mirrored; eight strips do .56 of the work. When memory runs out the tile is halved and the work goes on. Long work
+says how far it is and when it will be done.
 
 Tile sides come from repeated halving, so that the same machine with a little more or less free memory almost always
 cuts the same tiles and rounds alike.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +34,8 @@ LEAST = 64 * 2**20  # bytes that the default budget never goes below
 UNKNOWN = 2 * 2**30  # bytes assumed free where the system does not say
 SYMMETRIC_STRIPS = 8
 SMALL_SIDE = 32  # rows below which more strips cost more calls than they save work
+TALL = 8  # rows for each column of a tile whose rows are kept while the columns pass by
+SECONDS = 10.0  # between two messages of how far a kernel is, and before the first
 
 
 def fill(
@@ -44,15 +48,23 @@ def fill(
     memory: int | None = None,
     max_side: int | None = None,
     least_side: int = SMALL_SIDE,
+    strips: int = SYMMETRIC_STRIPS,
+    tall: bool = False,
+    add: bool = False,
+    mirror: bool = True,
     done: File | None = None,
+    name: str = "Kernel",
 ) -> None:
     """Fill `out` [n1, n2, ...] (or several such tensors at once) with `tile_fn(rows, cols)`.
 
     `tile_fn` returns a tensor [rows, cols, ...] (or a tuple of them, in the order of `out`) for two slices with
     explicit ends. A tile of r x c is taken to need `bytes_per_entry * r * c + bytes_per_row * (r + c)` bytes at its
     peak, and is kept within `memory` bytes (None: the memory now free on the first output's device, less a margin
-    and `out` itself) and `max_side` rows and columns; `least_side`: rows below which another symmetric strip would
-    cost more than it saves. `done`: the file behind `out`, whose finished tiles are not computed again.
+    and `out` itself) and `max_side` rows and columns; the symmetric case is cut into `strips`, but for strips of less
+    than `least_side` rows, which cost more than they save. `tall`: `tile_fn` makes what it needs of the rows and
+    columns and keeps the latest of each, so that few and tall strips make less of it twice. `add`: to what `out` holds;
+    `mirror`: False leaves what is below the diagonal of a symmetric kernel to a later call that adds to it.
+    `done`: the file behind `out`, whose finished tiles are not computed again. `name`: of the work, in its messages.
     Symmetric tiles on the diagonal start there (rows.start == cols.start, at least as many columns as rows); entries
     [i, j, a, b] are mirrored to [j, i, b, a].
     Raises ValueError when sizes do not fit or `memory` is too small for a single entry; a tile function that runs out
@@ -67,16 +79,35 @@ def fill(
 
     if memory is not None and cost(1, 1) > most:
         raise ValueError(f"memory must be at least {math.ceil(cost(1, 1))} bytes, for one entry, not {memory}.")
-    shape = tile_shape(n1, n2, cost, most, symmetric, max_side, least_side)
+    shape = tile_shape(n1, n2, cost, most, symmetric, max_side, least_side, strips, tall)
     if done is not None:
         shape = done.grid(shape)
-    worker = _Worker(outs, tile_fn, cost, symmetric)
-    for rows, cols in tiles(n1, n2, *shape, symmetric):
-        if done is None:
-            worker.do(rows, cols)
-        elif not done.holds(rows, cols):
-            worker.do(rows, cols)
+    left = [tile for tile in tiles(n1, n2, *shape, symmetric) if done is None or not done.holds(*tile)]
+    progress = Progress(name, "pairs", sum(_pairs(*tile, symmetric) for tile in left))
+    worker = _Worker(outs, tile_fn, cost, symmetric, add, mirror)
+    for rows, cols in left:
+        worker.do(rows, cols)
+        if done is not None:
             done.add(rows, cols)
+        progress.add(_pairs(rows, cols, symmetric))
+
+
+class Progress:
+    """Logs which share of `total` items of work is done and the time to go, every SECONDS at most."""
+
+    def __init__(self, name: str, items: str, total: int) -> None:
+        self.name, self.items, self.total = name, items, total
+        self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last >= SECONDS and self.done < self.total:
+            self.last = now
+            left = (now - self.start) * (self.total - self.done) / self.done
+            share = 100 * self.done / self.total
+            log.info("%s: %.0f %% of %d %s, about %.0f s to go.", self.name, share, self.total, self.items, left)
 
 
 def tile_shape(
@@ -87,28 +118,40 @@ def tile_shape(
     symmetric: bool = False,
     max_side: int | None = None,
     least_side: int = SMALL_SIDE,
+    strips: int = SYMMETRIC_STRIPS,
+    tall: bool = False,
 ) -> tuple[int, int]:
-    """Rows and columns of a tile of at most `budget` bytes; symmetric tiles have no more rows than columns."""
+    """Rows and columns of a tile of at most `budget` bytes; symmetric tiles that are not tall have no more rows than
+    columns."""
     rows, cols = n1, n2
     if max_side is not None:
         rows, cols = min(rows, max_side), min(cols, max_side)
     if symmetric:
-        rows = min(rows, max(least_side, math.ceil(n1 / SYMMETRIC_STRIPS)))
+        short = max(least_side, math.ceil(n1 / strips))
+        rows, cols = (rows, min(cols, short)) if tall else (min(rows, short), cols)
     while cost(rows, cols) > budget and (rows, cols) != (1, 1):
-        if cols >= rows and cols > 1:
+        if cols > 1 and (TALL * cols > rows if tall else cols >= rows):
             cols = math.ceil(cols / 2)
         else:
             rows = math.ceil(rows / 2)
-        if symmetric:
+        if symmetric and not tall:
             rows = min(rows, cols)
     return _even(n1, rows), _even(n2, cols)
 
 
 def tiles(n1: int, n2: int, rows: int, cols: int, symmetric: bool = False) -> Iterator[tuple[slice, slice]]:
-    """The tiles of an n1 x n2 matrix, strip by strip; symmetric: from the diagonal on (needs rows <= cols)."""
+    """The tiles of an n1 x n2 matrix, strip by strip; symmetric: from the diagonal on, where a strip of more rows than
+    columns is cut into low ones."""
     for top in range(0, n1, rows):
-        for left in range(top if symmetric else 0, n2, cols):
-            yield slice(top, min(top + rows, n1)), slice(left, min(left + cols, n2))
+        bottom, left = min(top + rows, n1), 0
+        if symmetric and rows > cols:
+            left = bottom
+            for start in range(top, bottom, cols):
+                yield slice(start, min(start + cols, bottom)), slice(start, bottom)
+        elif symmetric:
+            left = top
+        for start in range(left, n2, cols):
+            yield slice(top, bottom), slice(start, min(start + cols, n2))
 
 
 class File:
@@ -175,13 +218,14 @@ class File:
         self._append({"complete": True})
 
 
-def chunks(n: int, size: int, compute: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
+def chunks(n: int, size: int, compute: Callable[[slice], T], name: str = "Pass") -> Iterator[tuple[slice, T]]:
     """`compute(part)` of consecutive parts of n samples, `size` or fewer at a time; out of memory halves them.
+    `name`: of the work, in its messages.
 
     Raises what `compute` raises on a single sample.
     """
     start, size = 0, _even(n, min(n, size))
-    halved = False
+    halved, progress = False, Progress(name, "samples", n)
     while start < n:
         part = slice(start, min(start + size, n))
         failed = False
@@ -199,18 +243,22 @@ def chunks(n: int, size: int, compute: Callable[[slice], T]) -> Iterator[tuple[s
             continue
         yield part, result
         start = part.stop
+        progress.add(_len(part))
 
 
 class _Worker:
     """Computes tiles into the outputs, and remembers the tile size at which memory ran out."""
 
     def __init__(
-        self, outs: tuple[Tensor, ...], tile_fn: TileFn, cost: Callable[[int, int], float], symmetric: bool
-    ) -> None:
+        self, outs: tuple[Tensor, ...], tile_fn: TileFn, cost: Callable[[int, int], float], symmetric: bool, add: bool,
+        mirror: bool,
+    ) -> None:  # fmt: skip
         self.outs = outs
         self.tile_fn = tile_fn
         self.cost = cost
         self.symmetric = symmetric
+        self.write = Tensor.add_ if add else Tensor.copy_
+        self.mirror = mirror
         self.limit = math.inf
 
     def do(self, rows: slice, cols: slice) -> None:
@@ -253,21 +301,28 @@ class _Worker:
             if part.shape != target.shape:
                 raise ValueError(f"tile_fn must return shape {list(target.shape)} here, not {list(part.shape)}.")
             if self.symmetric:
-                _write_symmetric(out, rows, cols, part)
+                self._write_symmetric(out, rows, cols, part)
             else:
-                target.copy_(part)
+                self.write(target, part)
+
+    def _write_symmetric(self, out: Tensor, rows: slice, cols: slice, tile: Tensor) -> None:
+        beyond = cols.start
+        if rows.start == cols.start:
+            beyond = rows.stop
+            square = tile[:, : _len(rows)]
+            # A product of a matrix with itself need not round symmetrically.
+            self.write(out[rows, rows], (square + _mirror(square)) / 2)
+            tile = tile[:, _len(rows) :]
+        above = out[rows, beyond : cols.stop]
+        self.write(above, tile)
+        if self.mirror:
+            out[beyond : cols.stop, rows] = _mirror(above)
 
 
-def _write_symmetric(out: Tensor, rows: slice, cols: slice, tile: Tensor) -> None:
-    beyond = cols.start
-    if rows.start == cols.start:
-        beyond = rows.stop
-        square = tile[:, : _len(rows)]
-        # A product of a matrix with itself need not round symmetrically.
-        out[rows, rows] = (square + _mirror(square)) / 2
-        tile = tile[:, _len(rows) :]
-    out[rows, beyond : cols.stop] = tile
-    out[beyond : cols.stop, rows] = _mirror(tile)
+def _pairs(rows: slice, cols: slice, symmetric: bool) -> int:
+    """Of a tile; those that mirror each other count once."""
+    n = _len(rows)
+    return n * _len(cols) - (n * (n - 1) // 2 if symmetric and rows.start == cols.start else 0)
 
 
 def _mirror(tile: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def cnn(
     width: int,
     depth: int,
     out_features: int,
-    activation: str = "relu",
+    activation: str | nn.Module = "relu",
     readout: Literal["flatten", "gap"] = "flatten",
     image_size: int | None = None,
     kernel_size: int = 3,

@@ -14,7 +14,7 @@ def mlp(
     width: int,
     depth: int,
     out_features: int,
-    activation: str = "relu",
+    activation: str | nn.Module = "relu",
     parameterization: Parameterization = "ntk",
     w_std: float = 2**0.5,
     b_std: float | None = 0.0,

@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
     def __init__(
         self,
         width: int,
-        activation: str,
+        activation: str | nn.Module,
         norm: Literal["none", "layer"],
         stride: int,
         branch_scale: float,
@@ -62,7 +62,7 @@ def resnet(
     width: int,
     depth: int,
     out_features: int,
-    activation: str = "relu",
+    activation: str | nn.Module = "relu",
     norm: Literal["none", "layer"] = "none",
     stages: int = 1,
     branch_scale: float = 1.0,

@@ -76,6 +76,12 @@ def load(name: str, classes: int, folder: str | os.PathLike[str] | None = None, 
     )
 
 
+def is_there(name: str) -> bool:
+    """Whether ``load`` would find the file in the data folder, or Debian's; nothing is read, torchvision not asked."""
+    folder = Path(os.environ.get("WIDEBENCH_DATA") or "data").expanduser()
+    return (folder / f"{name}.npz").is_file() or (name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir())
+
+
 def _read_npz(file: Path) -> dict[str, np.ndarray]:
     with open(file, "rb") as stream:
         try:

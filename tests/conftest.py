@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels run on the CPU, slowly
+
 ROOT = Path(__file__).resolve().parents[1]
 # pytest puts this file's folder in front of the path, where tests/tasks, tests/models and tests/bench would be found as
 # namespace packages instead of the packages they test.

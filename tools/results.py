@@ -1,6 +1,7 @@
 """A folder of runs as one small file of results: python tools/results.py RUNS OUT.json 'the command that made them'.
 
 For docs/results: the figures that the README quotes, with the command that repeats them and where they were measured.
+Cells of the main job with their main scores, and studies with all of theirs.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.record import Record
+from bench.record import Record, Score
 from bench.report.collect import collect
-from bench.store import write_json
+from bench.store import read_json, read_record, write_json
 
+FOLDER = "studies"  # of a folder of runs
 SCORES = (
     "network/test_error", "network/r2", "kernel/motion", "kernel/initial_to_infinite", "after/r2", "after/skill",
     "initial/r2", "initial/skill", "infinite_ntk/r2", "infinite_ntk/skill", "infinite_ntk/relative_l2",
@@ -22,26 +24,39 @@ CARD = ("task", "n_train", "n_test", "model", "readout", "width", "richness", "t
 
 
 def results(runs: Path, command: str) -> dict[str, Any]:
-    """Where and with what the runs were made, and every cell's main scores with errors and counts."""
-    collected = collect(runs)
-    environments = list(collected.environments.values())
-    where = {
+    """Where and with what the runs were made, and every cell's and study's scores with errors and counts."""
+    studies = [path.parent for path in sorted((runs / FOLDER).glob("*/record.json"))]
+    environments = [read_json(path) for folder in studies for path in folder.glob("environment.json")]
+    found: dict[str, Any] = {"command": command}
+    if studies:
+        found["studies"] = [_study(read_record(folder)) for folder in studies]
+    if not studies or any(path.parent not in studies for path in runs.glob("*/record.json")):
+        collected = collect(runs)
+        environments += list(collected.environments.values())
+        found["cells"] = [_cell(record) for record in collected.records]
+    found["measured_on"] = {
         key: sorted({str(environment.get(key)) for environment in environments})
         for key in ("processor", "device", "torch", "python", "git_sha", "git_dirty")
     }
-    cpu_seconds = sum(float(environment["cpu_seconds"]) for environment in environments)
-    return {"command": command, "measured_on": where, "cpu_seconds_of_the_cells": round(cpu_seconds, 1),
-            "cells": [_cell(record) for record in collected.records]}  # fmt: skip
+    found["cpu_seconds"] = round(sum(float(environment["cpu_seconds"]) for environment in environments), 1)
+    if studies:
+        found["cpu_seconds"] = round(sum(float(read_record(folder).card["seconds"]) for folder in studies), 1)
+    return found
+
+
+def _study(record: Record) -> dict[str, Any]:
+    card = {key: value for key, value in record.card.items() if key not in ("seconds", "code", "text", "panels")}
+    return {**card, "status": record.status, "scores": {score.name: _score(score) for score in record.scores}}
 
 
 def _cell(record: Record) -> dict[str, Any]:
-    scores = {
-        name: {"value": float(f"{score.value:.4g}"), "standard_error": float(f"{score.standard_error:.2g}"),
-               "n": score.n_seeds}
-        for name in SCORES
-        if (score := record.score(name)) is not None
-    }  # fmt: skip
+    scores = {name: _score(score) for name in SCORES if (score := record.score(name)) is not None}
     return {**{key: record.card.get(key) for key in CARD}, "status": record.status, "scores": scores}
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return {"value": float(f"{score.value:.4g}"), "standard_error": float(f"{score.standard_error:.2g}"),
+            "n": score.n_seeds}  # fmt: skip
 
 
 if __name__ == "__main__":

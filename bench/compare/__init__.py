@@ -1,13 +1,17 @@
 """Comparison modules: how well each predictor matches the trained network."""
 
+from bench.compare.aligned import Alignment
 from bench.compare.comparison import Comparison, UnavailableError, unfinished
+from bench.compare.eigenlearning import EigenlearningTheory
+from bench.compare.exact import Exact
 from bench.compare.kernels import Empirical, InfiniteWidth
 from bench.compare.linear import Features, Linearised
+from bench.compare.margin import Margin
 from bench.compare.motion import Motion, Networks
 from bench.compare.rivals import Rivals
 from bench.compare.trajectory import Trajectory
 
 __all__ = [
-    "Comparison", "Empirical", "Features", "InfiniteWidth", "Linearised", "Motion", "Networks", "Rivals", "Trajectory",
-    "UnavailableError", "unfinished",
+    "Alignment", "Comparison", "EigenlearningTheory", "Empirical", "Exact", "Features", "InfiniteWidth", "Linearised",
+    "Margin", "Motion", "Networks", "Rivals", "Trajectory", "UnavailableError", "unfinished",
 ]  # fmt: skip

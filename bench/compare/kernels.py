@@ -18,9 +18,10 @@ from bench.compare.predictions import (
     infinite_kernels,
     regress,
     specific_ceilings,
+    targets_of,
 )
 from bench.compare.rivals import floors
-from bench.predict import BASES
+from bench.gram import BASES
 from bench.record import Score
 from bench.trained import Trained
 
@@ -41,7 +42,7 @@ class Empirical:
     targets: tuple[Target, ...] = ("y", "self")
     base: str = "init"
     ridge: float = 0.0
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         if self.name not in ("after", "initial"):
@@ -53,7 +54,9 @@ class Empirical:
         return empirical_predictions(trained, snapshot, target, self.base, self.ridge, form)
 
     def __call__(self, trained: Trained) -> list[Score]:
-        asked: list[tuple[str, Target, Form]] = [(labelled(self.name, t), t, "full") for t in self.targets]
+        asked: list[tuple[str, Target, Form]] = [
+            (labelled(self.name, t), t, "full") for t in targets_of(trained, self.targets)
+        ]
         if trained.f_T.shape[2] > 1:
             asked += [(f"{self.name}#trace", "y", "trace"), (f"{self.name}#sum", "y", "sum")]
         ceilings = specific_ceilings(trained, self.base, self.ridge)
@@ -79,7 +82,7 @@ class InfiniteWidth:
     targets: tuple[Target, ...] = ("y", "self")
     base: str = "init"
     ridge: float = 0.0
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         check_settings(self.name, self.targets, self.base, self.ridge)
@@ -97,7 +100,7 @@ class InfiniteWidth:
         return [
             score
             for kind in ("ntk", "nngp")
-            for target in self.targets
+            for target in targets_of(trained, self.targets)
             for score in match_scores(
                 labelled(f"infinite_{kind}", target),
                 trained,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,39 +12,99 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from bench.compare.metrics import match_scores, train_labels
-from bench.compare.predictions import empirical, regress, specific_ceilings
+from bench.compare.comparison import UnavailableError
+from bench.compare.metrics import clean_labels, loss_name, match_scores, relative_error, train_labels
+from bench.compare.motion import curve_steps, padded
+from bench.compare.predictions import KEPT, empirical, outputs_at, regress, specific_ceilings
 from bench.compare.rivals import floors
-from bench.predict import KernelPredictor
-from bench.record import Score
+from bench.logistic import logistic_course
+from bench.losses import loss_of
+from bench.predict import course
+from bench.record import Score, summarise
 from bench.train import weight_layers
 from bench.trained import Trained
 
 
 @dataclass(frozen=True)
 class Linearised:
-    """The network linearised at its initial parameters and trained with the very same steps: K_0 at the same time t."""
+    """The network linearised at its initial parameters and trained with the very same steps: K_0 at the same time t.
+
+    Beside the network all along: ``linearised/largest_distance`` is the largest ``|f_t - f_lin,t| / |f_T|`` of the
+    snapshots on the test points (Lee et al. 2019, "Wide neural networks of any depth evolve as linear models").
+    """
 
     name: str = "linearised"
-    version: int = 1
+    version: int = 2
 
     def __call__(self, trained: Trained) -> list[Score]:
-        predictions = [self.prediction(trained, i) for i in range(len(trained.members))]
-        ceilings = specific_ceilings(trained, "init", 0.0)
-        return match_scores("linearised", trained, predictions, ceilings, floors(trained))
+        members = range(len(trained.members))
+        predictions = [linearised(trained, i, curve_steps(trained.history[i]))[-1] for i in members]
+        scores = match_scores(
+            "linearised",
+            trained,
+            [p[trained.task(i).n_train :] for i, p in enumerate(predictions)],
+            specific_ceilings(trained, "init", 0.0),
+            floors(trained),
+        )
+        largest = [float(_distances(trained, i).max()) for i in members]
+        data = [member.data for member in trained.members]
+        return [*scores, summarise("linearised/largest_distance", largest, data)]
 
     def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
-        return {}
+        """``linearised_loss`` beside ``loss``; ``snapshot_linearised_distance`` and ``..._test_error``."""
+        members = range(len(trained.members))
+        loss = loss_of(loss_name(trained))
+        losses = []
+        for i in members:
+            f = linearised(trained, i, curve_steps(trained.history[i]))[:, : trained.task(i).n_train]
+            y = train_labels(trained, i)
+            labels = y.expand(f.shape)
+            losses.append((loss.value(f, labels) / loss.value(torch.zeros_like(f), labels)).cpu().numpy())
+        arrays = {
+            "linearised_loss": padded(losses),
+            "snapshot_linearised_distance": torch.stack([_distances(trained, i) for i in members]).cpu().numpy(),
+        }
+        if trained.labelled:
+            errors = [
+                [relative_error(f, clean_labels(trained, i), loss_name(trained)) for f in _snapshots(trained, i)]
+                for i in members
+            ]
+            arrays["snapshot_linearised_test_error"] = np.array(errors)
+        return arrays
 
-    def prediction(self, trained: Trained, member: int) -> Tensor:
-        """[n_test, c]."""
-        n, f_0 = trained.task(member).n_train, trained.f_0[member]
-        kernel = empirical(trained, member, 0)
-        history = trained.history[member]
-        momenta = history.momenta if bool(history.momenta.any()) else None
-        predictor = KernelPredictor(kernel[:n], base="init", time=history.steps, momenta=momenta)
-        predictor.fit(train_labels(trained, member), f_0[:n])
-        return predictor.predict(kernel[n:], f_0[n:])
+
+def linearised(trained: Trained, member: int, at: Sequence[int] | np.ndarray) -> Tensor:
+    """The linearised network after some of the network's steps, [len(at), n_train + n_test, c].
+
+    Raises:
+        UnavailableError: the network was not trained by known steps of gradient descent, or with weight decay.
+    """
+    for name, value in {"optimiser": "gd", "momentum": 0.0, "weight_decay": 0.0}.items():
+        if (chosen := trained.settings.get(name, value)) != value:
+            raise UnavailableError(f"trainer.{name}={chosen}: only full-batch steps on the loss alone are repeated.")
+    return _linearised(trained, member, tuple(int(step) for step in at))
+
+
+@functools.lru_cache(4 * KEPT)
+def _linearised(trained: Trained, member: int, at: tuple[int, ...]) -> Tensor:
+    history, y, f_0 = trained.history[member], train_labels(trained, member), trained.f_0[member]
+    kernel = empirical(trained, member, 0)
+    loss = loss_name(trained)
+    if loss == "mse":
+        return course(kernel, y, history.steps, at, history.momenta, f_0)
+    return logistic_course(kernel, y, history.steps, at, loss, history.momenta, f_0)
+
+
+def _snapshots(trained: Trained, member: int) -> Tensor:
+    """The linearised network at the snapshots on the test points, [S, n_test, c]."""
+    at = trained.history[member].snapshot_steps.tolist()
+    return linearised(trained, member, at)[:, trained.task(member).n_train :]
+
+
+def _distances(trained: Trained, member: int) -> Tensor:
+    """``|f_t - f_lin,t| / |f_T|`` at the snapshots, [S]."""
+    network = outputs_at(trained, member)
+    return (network - _snapshots(trained, member)).flatten(1).norm(dim=1) / network[-1].norm()
 
 
 @dataclass(frozen=True)
@@ -51,7 +113,7 @@ class Features:
 
     name: str = "features"
     base: str = "init"
-    version: int = 1
+    version: int = 2
 
     def __call__(self, trained: Trained) -> list[Score]:
         predictions = [

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
+from bench.gram import classes
+from bench.losses import loss_of
 from bench.record import Score, summarise
 from bench.trained import Trained
 
@@ -27,9 +29,18 @@ def relative_l2(prediction: Tensor, network: Tensor) -> float:
     return _ratio((prediction - network).square().sum(), network.square().sum()) ** 0.5
 
 
-def relative_error(prediction: Tensor, y: Tensor) -> float:
-    """Test error against the labels, ``|p - y|^2 / |y|^2``."""
-    return _ratio((prediction - y).square().sum(), y.square().sum())
+def squared_correlation(prediction: Tensor, network: Tensor) -> float:
+    """Of all outputs together, each less its mean: R2 of the best multiple of the prediction."""
+    one, two = ((values - values.mean(0)).flatten() for values in (prediction, network))
+    return _ratio((one @ two).square(), one.square().sum() * two.square().sum())
+
+
+def relative_error(prediction: Tensor, y: Tensor, loss: str = "mse") -> float:
+    """Test loss over that of zero outputs: for mean squared error ``|p - y|^2 / |y|^2``."""
+    if loss == "mse":
+        return _ratio((prediction - y).square().sum(), y.square().sum())
+    value, nothing = (loss_of(loss).value(f[None], y[None])[0] for f in (prediction, torch.zeros_like(prediction)))
+    return _ratio(value, nothing)
 
 
 def error_correlation(prediction: Tensor, network: Tensor, y: Tensor) -> float:
@@ -37,11 +48,6 @@ def error_correlation(prediction: Tensor, network: Tensor, y: Tensor) -> float:
     one, two = (prediction - y).flatten(), (network - y).flatten()
     one, two = one - one.mean(), two - two.mean()
     return _ratio(one @ two, one.norm() * two.norm())
-
-
-def classes(output: Tensor) -> Tensor:
-    """The class that outputs [n, c] name: the sign of a single output, else the largest."""
-    return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)
 
 
 def agreement(one: Tensor, two: Tensor) -> float:
@@ -68,17 +74,19 @@ def match_scores(
         network = network_outputs(trained, i)
         row = {
             "r2": r2(prediction, network),
+            "squared_correlation": squared_correlation(prediction, network),
             "relative_l2": relative_l2(prediction, network),
             "class_agreement": agreement(prediction, network),
         }
         if trained.labelled:
-            y = clean_labels(trained, i)
+            y, loss = clean_labels(trained, i), loss_name(trained)
             row |= {
-                "skill": skill(prediction, network, y),
-                "error_correlation": error_correlation(prediction, network, y),
-                "test_error": relative_error(prediction, y),
+                "skill": skill(prediction, network, known_answer(trained, i)),
+                "test_error": relative_error(prediction, y, loss),
                 "class_error": 1 - agreement(prediction, y),
             }
+            if loss == "mse":  # logits have no error p - y
+                row["error_correlation"] = error_correlation(prediction, network, y)
         for metric, value in row.items():
             columns.setdefault(metric, []).append(value)
     data = [member.data for member in trained.members]
@@ -92,7 +100,27 @@ def skill_of(trained: Trained, member: int, prediction: Tensor) -> float:
     """The skill of one member's prediction; nan where the test labels are not known."""
     if not trained.labelled:
         return float("nan")
-    return skill(prediction, network_outputs(trained, member), clean_labels(trained, member))
+    return skill(prediction, network_outputs(trained, member), known_answer(trained, member))
+
+
+def loss_name(trained: Trained) -> str:
+    """What the networks were trained by: "mse", "logistic" or "softmax"."""
+    return str(trained.settings.get("loss", "mse"))
+
+
+def known_answer(trained: Trained, member: int) -> Tensor:
+    """What the clean test labels alone say of the network's outputs, [n_test, c]: the labels themselves.
+
+    The outputs of a network trained by cross-entropy are logits, whose scale the labels do not know; there, the labels
+    (less their mean over classes) times the factor that fits the outputs best, so that nothing is won by scale alone.
+    """
+    y = clean_labels(trained, member)
+    if loss_name(trained) == "mse":
+        return y
+    if y.shape[1] > 1:
+        y = y - y.mean(1, keepdim=True)
+    network = network_outputs(trained, member)
+    return y * ((y * network).sum() / y.square().sum())
 
 
 def network_outputs(trained: Trained, member: int) -> Tensor:

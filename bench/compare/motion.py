@@ -1,7 +1,8 @@
-"""How far the kernel moved, in size and direction, and its alignment with the target; and the networks alone."""
+"""How far the kernel moved, in size and direction; and the networks alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
-from bench.compare.metrics import agreement, clean_labels, network_outputs, relative_error, train_labels
+from bench.compare.metrics import agreement, clean_labels, loss_name, network_outputs, relative_error
 from bench.compare.predictions import infinite_kernels, other_seeds
 from bench.record import Score, summarise
-from bench.trained import Trained
+from bench.trained import History, Trained
 
 POINTS = 200
 """Of a loss curve, log-spaced in steps: enough for a picture."""
@@ -23,22 +24,20 @@ class Motion:
     """``|K_T - K_0| / |K_0|`` and its parts, on the training points; spectra before, after and at infinite width."""
 
     name: str = "motion"
-    version: int = 2
+    version: int = 3
 
     def __call__(self, trained: Trained) -> list[Score]:
         columns: dict[str, list[float]] = {}
+        outputs = trained.f_T.shape[2]
         for i in range(len(trained.members)):
             K_0, K_T = train_kernel(trained, i, 0), train_kernel(trained, i, -1)
-            y = train_labels(trained, i)
             row = {
                 "motion": float((K_T - K_0).norm() / K_0.norm()),
                 "distance": float(1 - (K_0 * K_T).sum() / (K_0.norm() * K_T.norm())),
                 "growth": float(K_T.norm() / K_0.norm()),
-                "alignment_initial": alignment(K_0, y),
-                "alignment_after": alignment(K_T, y),
             }
             if (limit := self._limit(trained, i)) is not None:
-                row["initial_to_infinite"] = float((K_0 / y.shape[1] - limit).norm() / limit.norm())
+                row["initial_to_infinite"] = float((K_0 / outputs - limit).norm() / limit.norm())
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
         data = [member.data for member in trained.members]
@@ -74,10 +73,12 @@ class Networks:
 
     def __call__(self, trained: Trained) -> list[Score]:
         data = [member.data for member in trained.members]
-        scores = [summarise("network/relative_train_mse", trained.losses.tolist(), data)]
+        loss = loss_name(trained)
+        train = "network/relative_train_mse" if loss == "mse" else "network/relative_train_loss"
+        scores = [summarise(train, trained.losses.tolist(), data)]
         if trained.labelled:
             pairs = [(network_outputs(trained, i), clean_labels(trained, i)) for i in range(len(data))]
-            scores.append(summarise("network/test_error", [relative_error(f, y) for f, y in pairs], data))
+            scores.append(summarise("network/test_error", [relative_error(f, y, loss) for f, y in pairs], data))
             scores.append(summarise("network/class_error", [1 - agreement(f, y) for f, y in pairs], data))
         others = other_seeds(trained, "init", 0.0)
         for name, column in (
@@ -107,23 +108,29 @@ def train_kernel(trained: Trained, member: int, snapshot: int) -> Tensor:
     return kernel[: kernel.shape[1]]
 
 
-def alignment(kernel: Tensor, y: Tensor) -> float:
-    """Centred kernel-target alignment, ``<K, Y> / (|K| |Y|)`` with K and ``Y = y y'`` centred (Cortes et al. 2012)."""
-    centred = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
-    target = (y - y.mean(0)) @ (y - y.mean(0)).T
-    return float((centred * target).sum() / (centred.norm() * target.norm()))
-
-
 def spectrum(kernel: Tensor) -> np.ndarray:
     """Eigenvalues of K / N, the largest first."""
     return (torch.linalg.eigvalsh(kernel).flip(0) / len(kernel)).cpu().numpy()
 
 
+def curve_steps(history: History) -> np.ndarray:
+    """Counts of steps at which a curve is kept, log-spaced, at most ``POINTS``; the first and the last among them."""
+    last = len(history.loss) - 1
+    return np.unique(np.concatenate([[0], np.geomspace(1, max(last, 1), POINTS - 1).astype(int)]).clip(0, last))
+
+
+def padded(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """Curves of at most ``POINTS`` numbers as rows, [m, POINTS]; nan where a curve has none."""
+    rows = np.full((len(curves), POINTS), np.nan)
+    for row, curve in zip(rows, curves, strict=True):
+        row[: len(curve)] = curve
+    return rows
+
+
 def _curves(trained: Trained) -> dict[str, np.ndarray]:
-    times, losses = (np.full((len(trained.members), POINTS), np.nan) for _ in range(2))
-    for i, history in enumerate(trained.history):
-        last = len(history.loss) - 1
-        kept = np.unique(np.concatenate([[0], np.geomspace(1, max(last, 1), POINTS - 1).astype(int)])).clip(0, last)
-        time = np.concatenate([[0.0], history.steps.cumsum(0).numpy()])
-        times[i, : len(kept)], losses[i, : len(kept)] = time[kept], history.loss.numpy()[kept]
-    return {"loss_time": times, "loss": losses}
+    kept = [curve_steps(history) for history in trained.history]
+    times = [np.concatenate([[0.0], history.steps.cumsum(0).numpy()]) for history in trained.history]
+    return {
+        "loss_time": padded([time[steps] for time, steps in zip(times, kept, strict=True)]),
+        "loss": padded([history.loss.numpy()[steps] for history, steps in zip(trained.history, kept, strict=True)]),
+    }

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
-from bench.compare.metrics import network_outputs, r2, skill_of, train_labels
+from bench.compare.metrics import loss_name, network_outputs, r2, skill_of, train_labels
+from bench.logistic import LogisticPredictor
+from bench.losses import loss_of
 from bench.predict import KernelPredictor
+from bench.train import change
 from bench.trained import Trained
-from models.limits import NoInfiniteWidthLimit, infinite_width
+from models.limits import InfiniteWidth, NoInfiniteWidthLimit, infinite_width
 
 Target = Literal["y", "self"]
 Form = Literal["full", "trace", "sum"]
@@ -25,15 +28,32 @@ def target_of(trained: Trained, member: int, target: Target) -> Tensor:
     return train_labels(trained, member) if target == "y" else trained.f_T[member, : trained.task(member).n_train]
 
 
+def targets_of(trained: Trained, targets: tuple[Target, ...]) -> list[Target]:
+    """Those that have a meaning: with a cross-entropy the flow ends at the network's own loss, and there is no self."""
+    return [target for target in targets if target == "y" or loss_name(trained) == "mse"]
+
+
 def regress(trained: Trained, member: int, kernel: Tensor, target: Target, base: str, ridge: float) -> Tensor:
-    """Kernel regression at the test points, [n_test, c].
+    """What a kernel predicts at the test points, [n_test, c]: by regression, or as the network's loss asks.
+
+    For a network trained by cross-entropy: by kernel logistic flow to the network's own train cross-entropy.
 
     Args:
         kernel: [n_train + n_test, n_train] or with two output axes.
+
+    Raises:
+        UnavailableError: the kernel does not reach the network's cross-entropy.
     """
     n, f_0 = trained.task(member).n_train, trained.f_0[member]
-    predictor = KernelPredictor(kernel[:n], ridge, base).fit(target_of(trained, member, target), f_0[:n])
-    return predictor.predict(kernel[n:], f_0[n:])
+    loss, y = loss_name(trained), target_of(trained, member, target)
+    if loss == "mse":
+        return KernelPredictor(kernel[:n], ridge, base).fit(y, f_0[:n]).predict(kernel[n:], f_0[n:])
+    end = float(loss_of(loss).value(trained.f_T[member, None, :n], y[None])[0])
+    try:
+        flow = LogisticPredictor(kernel[:n], end, base, loss).fit(y, f_0[:n])
+    except ValueError as error:
+        raise UnavailableError(str(error)) from error
+    return flow.predict(kernel[n:], f_0[n:])
 
 
 def empirical(trained: Trained, member: int, snapshot: int, form: Form = "full") -> Tensor:
@@ -55,6 +75,14 @@ def empirical(trained: Trained, member: int, snapshot: int, form: Form = "full")
     return (kernel.diagonal(dim1=2, dim2=3).sum(-1) if form == "trace" else kernel.sum((2, 3))) / c
 
 
+@functools.lru_cache(4 * KEPT)
+def outputs_at(trained: Trained, member: int) -> Tensor:
+    """The network's own outputs f_t on the test points, at the snapshots: [S, n_test, c]."""
+    params = {name: value[member] for name, value in trained.params.items()}
+    task = trained.task(member)
+    return change(trained.net, params, task.x_test) / trained.gamma[member] + trained.f_0[member, task.n_train :]
+
+
 @functools.lru_cache(2 * KEPT)
 def empirical_predictions(
     trained: Trained, snapshot: int, target: Target, base: str, ridge: float, form: Form = "full"
@@ -66,6 +94,14 @@ def empirical_predictions(
     )
 
 
+def limit_of(trained: Trained) -> InfiniteWidth:
+    """Raises: UnavailableError, the model has no infinite-width limit yet."""
+    try:
+        return infinite_width(trained.net)
+    except NoInfiniteWidthLimit as error:
+        raise UnavailableError(str(error)) from error
+
+
 @functools.lru_cache(KEPT)
 def infinite_kernels(trained: Trained) -> dict[int, dict[str, Tensor]]:
     """Data draw -> {"ntk", "nngp"}, each [n_train + n_test, n_train]: one limit for all members of a draw.
@@ -73,10 +109,7 @@ def infinite_kernels(trained: Trained) -> dict[int, dict[str, Tensor]]:
     Raises:
         UnavailableError: the model has no infinite-width limit yet.
     """
-    try:
-        limit = infinite_width(trained.net)
-    except NoInfiniteWidthLimit as error:
-        raise UnavailableError(str(error)) from error
+    limit = limit_of(trained)
     kernels = {}
     for data in sorted({member.data for member in trained.members}):
         task = trained.tasks[data]

@@ -9,8 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.compare.metrics import clean_labels, match_scores, network_outputs, r2, skill_of, train_labels
-from bench.compare.predictions import KEPT, Metrics, agnostic_ceilings, known
+from bench.compare.metrics import (
+    known_answer,
+    loss_name,
+    match_scores,
+    network_outputs,
+    r2,
+    skill_of,
+    train_labels,
+)
+from bench.compare.predictions import KEPT, Metrics, agnostic_ceilings, known, regress
 from bench.predict import KernelPredictor
 from bench.record import Score, nested_mean
 from bench.trained import Trained
@@ -24,7 +32,7 @@ class Rivals:
     """A Laplace kernel, the same with a learnt metric (AGOP-Laplace), and the clean labels themselves."""
 
     name: str = "rivals"
-    version: int = 1
+    version: int = 2
     base: str = "init"
 
     def __call__(self, trained: Trained) -> list[Score]:
@@ -42,16 +50,23 @@ class Rivals:
 @functools.lru_cache(KEPT)
 def rival_predictions(trained: Trained) -> dict[str, tuple[Tensor, ...]]:
     """Predictor -> [n_test, c] a member; the members of a data draw share theirs."""
-    draws = {}
+    kernels: dict[tuple[int, int | None], dict[str, Tensor]] = {}
+    found: dict[str, list[Tensor]] = {}
+    shared: dict[tuple[object, ...], Tensor] = {}
     for i, member in enumerate(trained.members):
-        if member.data not in draws:
-            task, y = trained.task(i), train_labels(trained, i)
-            points = _points(task, trained.f_T)
-            draws[member.data] = {"laplace": laplace(points, y), "agop_laplace": agop_laplace(points, y)}
-            if trained.labelled:
-                draws[member.data]["labels"] = clean_labels(trained, i)
-    names = next(iter(draws.values()))
-    return {name: tuple(draws[member.data][name] for member in trained.members) for name in names}
+        draw = (member.data, member.target)
+        if draw not in kernels:
+            points, y = _points(trained.task(i), trained.f_T), train_labels(trained, i)
+            kernels[draw] = {"laplace": laplace(points, len(y)), "agop_laplace": agop_laplace(points, y)}
+        for name, kernel in kernels[draw].items():
+            # By cross-entropy each is trained to its network's own loss; otherwise one serves all members of a draw.
+            key = (name, draw if loss_name(trained) == "mse" else i)
+            if key not in shared:
+                shared[key] = regress(trained, i, kernel, "y", "zero", 0.0)
+            found.setdefault(name, []).append(shared[key])
+        if trained.labelled:
+            found.setdefault("labels", []).append(known_answer(trained, i))
+    return {name: tuple(predictions) for name, predictions in found.items()}
 
 
 @functools.lru_cache(KEPT)
@@ -72,26 +87,30 @@ def floors(trained: Trained) -> Metrics:
     return best
 
 
-def laplace(points: Tensor, y: Tensor) -> Tensor:
-    """Regression with ``exp(-|x - x'| / bandwidth)``, the bandwidth being the mean distance of two training points.
+def laplace(points: Tensor, n: int) -> Tensor:
+    """``exp(-|x - x'| / bandwidth)``, the bandwidth being the mean distance of two training points.
 
     Args:
-        points: [n_train + n_test, d], train rows first.
-        y: [n_train, c].
+        points: [n_train + n_test, d], the n train rows first.
 
     Returns:
-        [n_test, c].
+        [n_train + n_test, n_train].
     """
-    n = len(y)
-    kernel = torch.exp(-_distances(points, points[:n]) / bandwidth(points[:n]))
-    return KernelPredictor(kernel[:n]).fit(y).predict(kernel[n:])
+    return torch.exp(-_distances(points, points[:n]) / bandwidth(points[:n]))
 
 
 def agop_laplace(points: Tensor, y: Tensor) -> Tensor:
-    """Laplace with a metric M learnt from the predictor's own average gradient outer product, three times.
+    """Laplace with a metric M learnt from its own regression's average gradient outer product, three times.
 
     The recursive feature machine (Radhakrishnan, Beaglehole, Pandit and Belkin 2024, "Mechanism for feature learning in
     neural networks and backpropagation-free machine learning models"); M has trace d, and starts from the identity.
+
+    Args:
+        points: as for ``laplace``.
+        y: [n_train, c].
+
+    Returns:
+        [n_train + n_test, n_train].
     """
     n, d = len(y), points.shape[1]
     root = torch.eye(d).to(points)
@@ -115,8 +134,7 @@ def agop_laplace(points: Tensor, y: Tensor) -> Tensor:
         eigenvalues, vectors = torch.linalg.eigh(metric * (d / trace))
         root = vectors * eigenvalues.clamp_min(0).sqrt() @ vectors.T
     seen = points @ root
-    kernel = torch.exp(-_distances(seen, seen[:n]) / width)
-    return KernelPredictor(kernel[:n]).fit(y).predict(kernel[n:])
+    return torch.exp(-_distances(seen, seen[:n]) / width)
 
 
 def bandwidth(x: Tensor) -> Tensor:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from bench.compare.metrics import clean_labels, network_outputs, r2, relative_error, skill, train_labels
-from bench.compare.motion import alignment
-from bench.compare.predictions import empirical_predictions, regress
+from bench.compare.alignment import alignment
+from bench.compare.metrics import clean_labels, loss_name, network_outputs, r2, relative_error, skill_of, train_labels
+from bench.compare.predictions import empirical_predictions, outputs_at, regress
 from bench.record import Score
-from bench.train import change
 from bench.trained import Trained
 
 
@@ -37,13 +36,11 @@ class Trajectory:
 
 def _moments(trained: Trained, member: int) -> list[dict[str, float]]:
     """One member's numbers at every snapshot."""
-    params = {name: value[member] for name, value in trained.params.items()}
-    outputs = change(trained.net, params, trained.task(member).x_test) / trained.gamma[member]
     y = clean_labels(trained, member)
     start = _train_rows(trained.ntk[member, 0])
     return [
-        {**_moment(trained, member, snapshot, start), "network_test_error": relative_error(then, y)}
-        for snapshot, then in enumerate(outputs)
+        {**_moment(trained, member, snapshot, start), "network_test_error": relative_error(then, y, loss_name(trained))}
+        for snapshot, then in enumerate(outputs_at(trained, member))
     ]
 
 
@@ -59,8 +56,8 @@ def _moment(trained: Trained, member: int, snapshot: int, start: Tensor) -> dict
     network, y = network_outputs(trained, member), clean_labels(trained, member)
     return {
         "r2": r2(prediction, network),
-        "skill": skill(prediction, network, y),
-        "test_error": relative_error(prediction, y),
+        "skill": skill_of(trained, member, prediction),
+        "test_error": relative_error(prediction, y, loss_name(trained)),
         "motion": float((now - start).norm() / start.norm()),
         "distance": float(1 - (now * start).sum() / (now.norm() * start.norm())),
         "alignment": alignment(now.diagonal(dim1=2, dim2=3).sum(-1), train_labels(trained, member)),

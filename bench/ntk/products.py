@@ -28,7 +28,9 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, "none", [], "")
+    if not weight.T.is_contiguous():  # a transposed weight is read as it lies: a copy would double a small batch's time
+        weight = weight.contiguous()
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
     return product
 
 

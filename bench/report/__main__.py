@@ -22,7 +22,8 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
-    print(text_table(report.collected.records))
+    if report.collected.records:
+        print(text_table(report.collected.records))
     for warning in report.collected.warnings:
         print(f"warning: {warning}")
     problems = report.collected.problems

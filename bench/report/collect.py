@@ -10,8 +10,9 @@ from typing import Any
 from bench.record import STATUSES, Record
 from bench.report.studies import cell_order
 from bench.store import read_json, read_record
+from bench.studies.study import FOLDER
 
-_NOT_A_RUN = {"wandb"}  # W&B keeps its own folder beside the runs
+_NOT_A_RUN = {"wandb", FOLDER}  # W&B keeps its own folder beside the runs, and studies have theirs
 
 
 @dataclass(frozen=True)

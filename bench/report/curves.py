@@ -44,6 +44,7 @@ def _figure(cells: Sequence[Record], low: float, high: float) -> Figure:
     draw_lines(axes[0], lines("snapshot_r2", "skill"), COLOURS["after"], (0, (2, 1.2)))
     draw_lines(axes[0], lines("snapshot_skill", "skill"), COLOURS["after"])
     errors = {COLOURS["network"]: lines("snapshot_network_test_error", "log"),
+              COLOURS["initial"]: lines("snapshot_linearised_test_error", "log"),
               COLOURS["after"]: lines("snapshot_test_error", "log")}  # fmt: skip
     _log_row(axes[1], "test error", [line for some in errors.values() for line in some])
     for colour, some in errors.items():
@@ -56,6 +57,7 @@ def _figure(cells: Sequence[Record], low: float, high: float) -> Figure:
     axes[3].set_ylabel("distance,\nalignment")
     draw_lines(axes[3], lines("snapshot_distance"), COLOURS["kernel"])
     draw_lines(axes[3], lines("snapshot_alignment"), COLOURS["kernel"], (0, (2, 1.2)))
+    draw_lines(axes[3], lines("snapshot_alignment_held_out"), COLOURS["kernel"], (0, (0.8, 1)))
     exponents = decades(low, high, most=3)[::-1]
     panel_ticks(
         axes[3], len(cells), [(high - e) / (high - low) for e in exponents], [power_of_ten(e) for e in exponents]

@@ -212,8 +212,10 @@ def _training(found: list[Study]) -> str:
         ("skill of K_t, its test error", COLOURS["after"], "solid"),
         ("R2 of K_t", COLOURS["after"], "dashed"),
         ("test error of the network", COLOURS["network"], "solid"),
+        ("of the network linearised at its start", COLOURS["initial"], "solid"),
         ("kernel motion; kernel distance", COLOURS["kernel"], "solid"),
         ("kernel-target alignment", COLOURS["kernel"], "dashed"),
+        ("the same on test points", COLOURS["kernel"], "dotted"),
         ("labels themselves", COLOURS["labels"], "dashed"),
     )
     return markup.paragraph(note) + markup.legend(entries) + body

@@ -32,6 +32,9 @@ MAIN_SCORES = (
     "kernel/distance",
     "kernel/growth",
     "kernel/initial_to_infinite",
+    "alignment/infinite_ntk/over_chance",
+    "alignment/initial/over_chance",
+    "alignment/after/over_chance",
 )
 _CELL = ("name", "task", "model", "width", "richness", "status")
 FLAGGED = "done*"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.record import Record
 from bench.report.collect import Collected, collect
+from bench.report.panels import study_pages
 from bench.report.picture import main_picture, with_skill
 from bench.report.render import report_page
 from bench.report.studies import studies
@@ -25,7 +26,8 @@ class Report:
 def write_report(runs: Path, out: Path) -> Report:
     """Read every run below ``runs``; write ``report.html``, ``main.csv``, ``scores.csv`` and ``main.tex`` to ``out``.
 
-    ``main.png`` is the main picture, for slides; it is left out where no cell has a skill.
+    ``main.png`` is the main picture, for slides; it is left out where no cell has a skill. Each study that was run is
+    a page of its own (``bench.report.panels``); where nothing else was run, they are all there is.
 
     The same runs give the same bytes.
 
@@ -33,14 +35,22 @@ def write_report(runs: Path, out: Path) -> Report:
         ValueError: ``runs`` is no folder, cannot be read, or holds no run.
         OSError: ``out`` cannot be written (one sentence each).
     """
-    collected = collect(runs, leave_out=out)
+    contents = study_pages(runs)
+    try:
+        collected = collect(runs, leave_out=out)
+    except ValueError:
+        if not contents:
+            raise
+        collected = Collected(())
     records = collected.records
-    contents = {
-        "report.html": report_page(collected),
-        "main.csv": main_csv(records),
-        "scores.csv": scores_csv(records),
-        "main.tex": main_tex(records),
-    }
+    if records or collected.problems:
+        contents = {
+            "report.html": report_page(collected),
+            "main.csv": main_csv(records),
+            "scores.csv": scores_csv(records),
+            "main.tex": main_tex(records),
+            **contents,
+        }
     try:
         for name, text in contents.items():
             write_text(out / name, text)

@@ -17,6 +17,7 @@ from torch import nn
 from bench import store
 from bench.compare import Comparison, UnavailableError, unfinished
 from bench.record import Record, Score
+from bench.savepoint import Interrupted, Savepoint
 from bench.train import Trainer, part_of
 from bench.trained import History, Member, Trained, join, members
 from tasks.task import Task
@@ -65,11 +66,14 @@ def finished(settings: Mapping[str, Any], folder: Path) -> Record | None:
     return record if same and record is not None and record.status not in ("failed", "interrupted") else None
 
 
-def run(cell: Cell, folder: Path, progress: Callable[[float], None]) -> tuple[Record, dict[str, float]]:
+def run(
+    cell: Cell, folder: Path, progress: Callable[[float], None], stop: Callable[[], bool] = lambda: False
+) -> tuple[Record, dict[str, float]]:
     """Train what is missing, score what is missing. The record is the caller's to write, when all else is done.
 
     Args:
         progress: told which share of the training is done.
+        stop: asked while it trains and between comparisons; True: leave the state on disk, and raise ``Interrupted``.
 
     Returns:
         the record, and the CPU seconds of "training", "kernels" and "comparisons".
@@ -77,10 +81,10 @@ def run(cell: Cell, folder: Path, progress: Callable[[float], None]) -> tuple[Re
     (folder / "record.json").unlink(missing_ok=True)
     store.write_yaml(folder / "config.yaml", cell.settings)
     started = time.process_time()
-    trained = train(cell, folder / "trained", progress)
+    trained = train(cell, folder / "trained", progress, stop)
     trained_at = time.process_time()
     scored = trained.select([i for i, status in enumerate(trained.status) if status == "done"])
-    record = compare(cell, trained, scored, folder / "scores")
+    record = compare(cell, trained, scored, folder / "scores", stop)
     kernels = scored.ntk.seconds
     return record, {
         "training": trained_at - started,
@@ -89,23 +93,32 @@ def run(cell: Cell, folder: Path, progress: Callable[[float], None]) -> tuple[Re
     }
 
 
-def train(cell: Cell, folder: Path, progress: Callable[[float], None]) -> Trained:
-    """All members of the cell: read where their batch is complete on disk, trained where it is not."""
+def train(
+    cell: Cell, folder: Path, progress: Callable[[float], None], stop: Callable[[], bool] = lambda: False
+) -> Trained:
+    """All members of the cell: read where their batch is complete on disk, trained where it is not.
+
+    A batch that was stopped in the middle goes on from where it was, to the same bits on a CPU.
+    """
     known = {member: read for member in cell.members if (read := _read(cell, member, folder)) is not None}
     # Members that were trained together are kept together: a batch of another size rounds differently.
     complete = {member for member, (_, batch) in known.items() if all(_find(known, name) for name in batch)}
     parts = {member: known[member][0] for member in complete}
     missing = [member for member in cell.members if member not in complete]
-    for batch in cell.trainer.batches(cell.model, cell.tasks, missing) if missing else []:
-        share = part_of(progress, len(parts), len(batch), len(cell.members))
-        fresh = cell.trainer.fit(cell.model, cell.tasks, batch, share)
-        for i, member in enumerate(batch):
+    share = part_of(progress, len(parts), len(missing), len(cell.members))
+
+    def savepoint(batch: Sequence[Member]) -> Savepoint:
+        return Savepoint(_state_file(folder, batch), stop=stop)
+
+    for fresh in cell.trainer.parts(cell.model, cell.tasks, missing, share, savepoint) if missing else []:
+        for i, member in enumerate(fresh.members):
             parts[member] = fresh.select([i])
-            _write(parts[member], [other.name for other in batch], folder / f"{member.name}.npz")
+            _write(parts[member], [other.name for other in fresh.members], folder / f"{member.name}.npz")
+        _state_file(folder, fresh.members).unlink(missing_ok=True)
     return join([parts[member] for member in cell.members])
 
 
-def compare(cell: Cell, trained: Trained, scored: Trained, folder: Path) -> Record:
+def compare(cell: Cell, trained: Trained, scored: Trained, folder: Path, stop: Callable[[], bool]) -> Record:
     """Every comparison on the members that are done; the others are counted and named, never scored."""
     scores: list[Score] = []
     unavailable: dict[str, str] = {}
@@ -113,6 +126,8 @@ def compare(cell: Cell, trained: Trained, scored: Trained, folder: Path) -> Reco
     if scored.members:
         decided = hashlib.sha256(scored.f_T.cpu().numpy().tobytes()).hexdigest()
         for comparison in cell.comparisons:
+            if stop():
+                raise Interrupted
             content, found = _ask(comparison, scored, folder, decided)
             scores += [store.read_score(score) for score in content["scores"]]
             arrays |= found
@@ -165,7 +180,8 @@ def _status(trained: Trained) -> tuple[str, str]:
 def _write(part: Trained, batch: list[str], path: Path) -> None:
     history = part.history[0]
     arrays = {f"params/{name}": value[0].cpu().numpy() for name, value in part.params.items()}
-    arrays |= {"f_T": part.f_T[0].cpu().numpy(), "gamma": np.array(part.gamma[0]), "status": np.array(part.status[0])}
+    arrays |= {"f_0": part.f_0[0].cpu().numpy(), "f_T": part.f_T[0].cpu().numpy()}
+    arrays |= {"gamma": np.array(part.gamma[0]), "status": np.array(part.status[0])}
     arrays |= {name: getattr(history, name).numpy() for name in HISTORY}
     store.write_npz(path, {**arrays, "batch": np.array(batch)})
 
@@ -177,7 +193,7 @@ def _read(cell: Cell, member: Member, folder: Path) -> tuple[Trained, list[str]]
     except (FileNotFoundError, ValueError):
         return None
     device = cell.trainer.torch_device()
-    f_T = torch.from_numpy(arrays["f_T"]).to(device)[None]
+    f_0, f_T = (torch.from_numpy(arrays[name]).to(device)[None] for name in ("f_0", "f_T"))
     prefix = "params/"
     trained = Trained(
         net=cell.trainer.network(cell.model),
@@ -188,13 +204,17 @@ def _read(cell: Cell, member: Member, folder: Path) -> tuple[Trained, list[str]]
             for name, value in arrays.items()
             if name.startswith(prefix)
         },
-        f_0=torch.zeros_like(f_T),
+        f_0=f_0,
         f_T=f_T,
         gamma=(float(arrays["gamma"]),),
         history=(History(*(torch.from_numpy(arrays[name]) for name in HISTORY)),),
         status=(str(arrays["status"]),),
     )
     return replace(trained, settings=store.plain(cell.trainer)), [str(name) for name in arrays["batch"]]
+
+
+def _state_file(folder: Path, batch: Sequence[Member]) -> Path:
+    return folder / f".{batch[0].name}.state"
 
 
 def _find(known: Mapping[Member, Any], name: str) -> bool:

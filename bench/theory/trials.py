@@ -25,6 +25,7 @@ class Trials:
     learnability: Tensor  # <f, f_hat> / <f, f>
     total_learnability: Tensor  # [trials], sum over any complete basis: Tr K (K + delta)^-1
     coefficients: Tensor | None  # [trials, modes, c], of the predictors in the basis given
+    drawn: Tensor  # [trials, n], the rows of the domain that each training set holds
 
     def mean(self, name: str) -> tuple[Tensor, Tensor]:
         """Mean over trials, at least 2, and its standard error, [c], of a field.
@@ -122,4 +123,5 @@ def _batch(
         learnability,
         total,
         coefficients,
+        drawn,
     )

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from models.checks import check_choice, check_count
 from models.design.certificate import ANGLES, SPREAD, Certificate, Norms, tails, variances
 from models.design.data import check_data, coefficients_for
-from models.design.fit import FINE, MOST, fit_piecewise
+from models.design.erf_units import ErfUnits, fit_erf_units
+from models.design.fit import FINE, GOOD, MOST, fit_piecewise
 from models.design.hermite import KINDS, Hermite, check_radius, hermite_activation
 from models.design.piecewise import PiecewiseLinear
 from models.design.targets import Target, from_callable, from_coefficients, from_limit, from_name
@@ -23,7 +24,8 @@ from models.design.threads import one_thread
 from models.layers import Linear
 from models.limits import InfiniteWidth, infinite_width
 
-BASES = ("auto", "hermite", "piecewise_linear")
+BASES = ("auto", "hermite", "piecewise_linear", "erf_units")
+Activation = Hermite | PiecewiseLinear | ErfUnits
 ORDER = 6  # to which names and callables are truncated in the Hermite basis: higher orders have heavy tails
 
 
@@ -31,7 +33,7 @@ ORDER = 6  # to which names and callables are truncated in the Hermite basis: hi
 class Design:
     """An activation whose wide network with one hidden layer has a chosen kernel."""
 
-    activation: Hermite | PiecewiseLinear
+    activation: Activation
     target: Target
     kind: str
     radius: float
@@ -69,9 +71,10 @@ def design(
         `infinite_width` limit; or data (X [n, ...], y [n] or [n, c]), for which the coefficients of least leave-one-out
         error are found.
     kind: which kernel it is, "ntk" or "nngp": one activation decides both.
-    basis: "hermite", exact for coefficients, or "piecewise_linear", for everything else; "auto" chooses so. Names,
-        callables and limits in the Hermite basis are truncated at order 6.
-    knots: of the piecewise-linear basis, 1 to 8; "auto": as few as reach an error of .005 K(1).
+    basis: "hermite", exact for coefficients; "erf_units", error functions and a line, for "erf:L"; "piecewise_linear"
+        for everything else; "auto" chooses so. Names, callables and limits in the Hermite basis end at order 6.
+    knots: of the piecewise-linear basis, 1 to 8, or units of the erf basis; "auto": as few as reach an error of
+        .005 K(1).
     radius: inputs are taken to have |x|^2 = radius^2 d.
 
     Every kernel that is positive semi-definite on spheres of all dimensions can be realised (Simon, Anand & DeWeese
@@ -85,7 +88,8 @@ def design(
         raise ValueError(f"knots must be 'auto' or an integer from 1 to {MOST}, not {knots!r}.")
     aim, data = _target(target, kind, radius)
     if basis == "auto":
-        basis = "piecewise_linear" if aim.order is None else "hermite"
+        unfitted = "erf_units" if aim.name.startswith("erf:") else "piecewise_linear"
+        basis = unfitted if aim.order is None else "hermite"
     if basis == "hermite" and knots != "auto":
         raise ValueError(f"knots must be 'auto' with basis='hermite', which has none, not {knots!r}.")
     with one_thread():
@@ -98,11 +102,13 @@ def design(
 
 def _activation(
     aim: Target, kind: str, basis: str, knots: int | None, radius: float
-) -> tuple[Hermite | PiecewiseLinear, float | None]:
+) -> tuple[Activation, float | None]:
     """The activation, and the tail that it leaves out."""
     if basis == "hermite":
         kept = [max(a, 0.0) for a in aim.taylor(ORDER if aim.order is None else aim.order)]
         return hermite_activation(kept, kind, radius), max(0.0, 1 - sum(kept) / aim.at_one)
+    if basis == "erf_units":
+        return fit_erf_units(aim.kernel, kind, GOOD, knots, radius)[0], None
     return fit_piecewise(aim.kernel, kind, knots, radius).activation, None
 
 
@@ -127,9 +133,7 @@ def _target(target: Any, kind: str, radius: float) -> tuple[Target, Tensor | Non
     return from_coefficients(coefficients), None
 
 
-def _certificate(
-    activation: Hermite | PiecewiseLinear, target: Target, kind: str, radius: float, tail: float | None
-) -> Certificate:
+def _certificate(activation: Activation, target: Target, kind: str, radius: float, tail: float | None) -> Certificate:
     theta = torch.linspace(0, math.pi, FINE, dtype=torch.float64)
     circle = radius * math.sqrt(2) * torch.stack([torch.cos(theta), torch.sin(theta)], 1)
     realised = _kernel(activation, kind, circle[:1], circle)[0]

@@ -14,39 +14,76 @@ from models.limits.graph import Step
 from models.limits.positions import Window
 from models.limits.state import Kernels
 from models.limits.structural import affine
+from models.limits.tiles import BENT, STRAIGHT
 from models.limits.trace import Program
+
+_POINT = Window(1)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """K <- w box(K) + b, T <- w box(T) + ws box(K) + bs; then, if bent, slopes `right` and `left` of 0."""
+    """K <- w box(K) + b, T <- w box(T) + ws box(K) + bs, with sums over `window` along both axes; then an activation.
 
-    half: int  # the box has 2 half + 1 pixels a side
+    `dual` is its rule, `kind` what the loops know it by. BENT: with slopes `right` and `left` of 0.
+    """
+
     w: float
     b: float
     ws: float
     bs: float
-    bent: bool = False
+    window: Window = _POINT
+    kind: int = STRAIGHT
     right: float = 1.0
     left: float = 1.0
+    dual: Callable[[Kernels], Kernels] | None = None
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        return self.w, self.b, self.ws, self.bs, float(self.bent), (self.right - self.left) ** 2, self.right * self.left
+        return self.w, self.b, self.ws, self.bs, (self.right - self.left) ** 2, self.right * self.left
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the image is padded with its other end."""
+        return self.window.mode == "circular"
+
+
+NOTHING = Layer(1.0, 0.0, 0.0, 0.0)
 
 
 @dataclass
 class Stage:
-    """Layers at one resolution, then sums over windows of `pool` pixels a side, times `scale`."""
+    """Layers without a change of resolution, then sums over windows of `pool` pixels a side, times `scale`."""
 
-    size: int
+    size: int  # pixels a side that enter
     layers: list[Layer] = field(default_factory=list)
     pool: int = 1
     scale: float = 1.0
 
     @property
+    def sizes(self) -> list[int]:
+        """Pixels a side after each layer."""
+        found: list[int] = []
+        for layer in self.layers:
+            found.append(layer.window.outputs(found[-1] if found else self.size))
+        return found
+
+    @property
+    def geometry(self) -> list[list[int]]:
+        """Of each layer: its window's size and pixels before the image, sides of input and output, activation."""
+        sides = zip(self.layers, [self.size, *self.sizes], self.sizes, strict=False)
+        return [[layer.window.size, layer.window.before, a, b, layer.kind] for layer, a, b in sides]
+
+    @property
+    def last(self) -> int:
+        return (self.sizes or [self.size])[-1]
+
+    @property
     def outputs(self) -> int:
-        return self.size // self.pool
+        return self.last // self.pool
+
+    @property
+    def wraps(self) -> bool:
+        return any(layer.wraps for layer in self.layers)
 
 
 @dataclass
@@ -90,7 +127,7 @@ class _Builder:
 
     @property
     def size(self) -> int:
-        return self.stages[-1].size
+        return self.stages[-1].last
 
     def take(self, step: Step) -> None:
         if self.readout is not None:
@@ -114,7 +151,7 @@ class _Builder:
         stages = [stage for stage in self.stages if stage.layers or stage.pool > 1]
         for stage in stages:
             if not stage.layers:  # the loops need one
-                stage.layers.append(Layer(0, 1.0, 0.0, 0.0, 0.0))
+                stage.layers.append(NOTHING)
         return Chain(self.entry, stages, self.readout, self.equal)
 
     def _weighted(self, step: Step) -> None:
@@ -128,24 +165,33 @@ class _Builder:
         if not found.windows:
             if not self.flat or found.fan_in != self.channels * self.size**2:
                 raise _Other
-            self.readout = Layer(0, *numbers)
+            self.readout = Layer(*numbers)
             return
         window = found.windows[0]
-        half = window.size // 2
-        plain = Window(2 * half + 1, before=half, after=half)
-        if self.flat or found.fan_in != self.channels or any(w != plain for w in found.windows):
+        if self.flat or found.fan_in != self.channels or any(w != window for w in found.windows):
             raise _Other
         self.channels = found.fan_out
-        self.stages[-1].layers.append(Layer(half, *numbers))
+        self.stages[-1].layers.append(Layer(*numbers, self._known(window)))
+
+    def _known(self, window: Window) -> Window:
+        """The window, if the loops know it: stride 1, and no more padding than keeps the size."""
+        padding = window.before + window.after
+        circular = window.mode == "circular" and padding > 0
+        fits = padding == window.size - 1 <= self.size if circular else padding < window.size <= self.size + padding
+        if window.stride > 1 or window.dilation > 1 or not fits or window.mode not in ("constant", "circular"):
+            raise _Other
+        if window.size > 1 and any(o.window.size > 1 and o.wraps != circular for o in self.stages[-1].layers):
+            raise _Other
+        return window if circular else replace(window, mode="constant")
 
     def _activation(self, step: Step) -> None:
         both = None if step.function is None or self.flat else slopes(step.function)
         if both is None:
             raise _Other
         layers = self.stages[-1].layers
-        if not layers or layers[-1].bent:
-            layers.append(Layer(0, 1.0, 0.0, 0.0, 0.0))
-        layers[-1] = replace(layers[-1], bent=True, right=both[0], left=both[1])
+        if not layers or layers[-1].kind != STRAIGHT:
+            layers.append(NOTHING)
+        layers[-1] = replace(layers[-1], kind=BENT, right=both[0], left=both[1], dual=step.apply)
 
     def _probe(self, step: Step, full: bool) -> tuple[Tensor, Kernels]:
         """Random covariances of one pair, and what the step makes of them."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from models.limits import tiles
 from models.limits.chain import Chain, Stage
 from models.limits.tiles import LANES
+from models.limits.variances import deviations
 
 
 class _Side(NamedTuple):
@@ -28,15 +29,21 @@ Deviations = list[tuple[np.ndarray, np.ndarray]]
 class Compiled:
     """One call of a chain's limit."""
 
+    name = "compiled"
+
     def __init__(self, chain: Chain, x1: Tensor, x2: Tensor | None) -> None:
         self.chain, self.symmetric = chain, x2 is None
         self.threads = max(1, torch.get_num_threads())
         self.kind = np.float32 if x1.dtype == torch.float32 else np.float64
         self.numbers = [np.array([layer.numbers for layer in stage.layers], self.kind) for stage in chain.stages]
-        self.halves = [np.array([layer.half for layer in stage.layers], np.int64) for stage in chain.stages]
+        self.geometry = [np.array(stage.geometry, np.int64) for stage in chain.stages]
         self._scratch = threading.local()  # buffers of each thread: fresh ones would fault page by page
         self.left = self._side(x1)
         self.right = self.left if x2 is None else self._side(x2)
+
+    def bytes_per_pair(self) -> float:
+        """Memory that an entry of a tile takes: both kernels, twice."""
+        return 4.0 * np.dtype(self.kind).itemsize
 
     def bytes_per_image(self) -> float:
         """Memory that a row or column of a tile takes: images and deviations with lanes innermost."""
@@ -75,46 +82,54 @@ class Compiled:
     def _side(self, x: Tensor) -> _Side:
         """Images scaled so that products are covariances, and the deviations at every layer."""
         images = (x / x.shape[1] ** 0.5).contiguous().numpy().astype(self.kind)
-        q = (x.double() ** 2).mean(1).numpy()
+        variances = (x.double() ** 2).mean(1)
         if len(self.chain.stages) == 1:
-            deviations, own = _deviations(self.chain.stages[0], q, np.zeros_like(q), self.kind)
-            return _Side(images, [deviations], self._means(*own))
-        parts: list[tuple[Deviations, np.ndarray]] = []
+            found, q, t = self._deviations(self.chain.stages[0], variances, torch.zeros_like(variances))
+            return _Side(images, [found], self._means(q, t))
 
-        def block(start: int) -> tuple[Deviations, np.ndarray]:
+        def block(start: int) -> tuple[Deviations, Tensor, Tensor]:
             which = np.minimum(np.arange(start, start + LANES), len(x) - 1)
-            return self._own(images, which, q[which], min(LANES, len(x) - start))
+            return self._own(images[which], variances[which], min(LANES, len(x) - start))
 
         with ThreadPoolExecutor(self.threads) as pool:
             parts = list(pool.map(block, range(0, len(x), LANES)))
         stages = [
-            (np.concatenate([d[stage][0] for d, _ in parts], 1), np.concatenate([d[stage][1] for d, _ in parts], 1))
+            (
+                np.concatenate([d[stage][0] for d, _, _ in parts], 1),
+                np.concatenate([d[stage][1] for d, _, _ in parts], 1),
+            )
             for stage in range(len(self.chain.stages))
         ]
-        q, t = np.concatenate([o for _, o in parts], 1)
-        return _Side(images, stages, self._means(q, t))
+        return _Side(
+            images, stages, self._means(torch.cat([q for _, q, _ in parts]), torch.cat([t for *_, t in parts]))
+        )
 
-    def _means(self, q: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    def _means(self, q: Tensor, t: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
         """The kernels of each image with itself, exact, where they are averages over equal positions."""
         if not self.chain.equal:
             return None
-        return q.mean((1, 2)), t.mean((1, 2))
+        return q.mean((1, 2)).numpy(), t.mean((1, 2)).numpy()
 
-    def _own(self, images: np.ndarray, which: np.ndarray, q: np.ndarray, count: int) -> tuple[Deviations, np.ndarray]:
+    def _own(self, images: np.ndarray, q: Tensor, count: int) -> tuple[Deviations, Tensor, Tensor]:
         """Deviations of some images at all stages, from all pixels of the stage before; and the last kernels."""
         found: Deviations = []
-        x = _lanes(images[which], 0)
+        x = _Side(_lanes(images, 0), [], None)
         K = T = _nothing(self.kind)
-        t = np.zeros_like(q)
+        t = torch.zeros_like(q)
         for number, stage in enumerate(self.chain.stages):
-            deviations, own = _deviations(stage, q, t, self.kind)
-            found.append((deviations[0][:, :count], deviations[1][:, :count]))
-            if number + 1 == len(self.chain.stages):
-                break
-            packed = _lanes(deviations[0], 1), _lanes(deviations[1], 1)
-            K, T = self._stage(number, x, x, K, T, packed, packed, equal=False)
-            q, t = (_equal(kernel, stage.outputs) for kernel in (K, T))
-        return found, np.stack(own)[:, :count]
+            (s, r), q, t = self._deviations(stage, q, t)
+            found.append((s[:, :count], r[:, :count]))
+            x.deviations.append((_lanes(s, 1), _lanes(r, 1)))
+            if number + 1 < len(self.chain.stages):
+                K, T = self._stage(number, x, x, K, T, equal=False)
+                q, t = (_equal(kernel, stage.outputs) for kernel in (K, T))
+        return found, q[:count], t[:count]
+
+    def _deviations(self, stage: Stage, q: Tensor, t: Tensor) -> tuple[tuple[np.ndarray, np.ndarray], Tensor, Tensor]:
+        """Deviations at the layers of a stage with their inverses, and the kernels of images with themselves after."""
+        s, q, t = deviations(stage, q, t)
+        r = torch.where(s > 0, 1 / s, 0.0)
+        return (s.numpy().astype(self.kind), r.numpy().astype(self.kind)), q, t
 
     def _block(self, side: _Side, start: int, stop: int) -> _Side:
         """LANES images from `start` on; the last before `stop` is repeated."""
@@ -132,60 +147,34 @@ class Compiled:
         K = T = _nothing(self.kind)
         for number in range(len(self.chain.stages)):
             equal = self.chain.equal and number + 1 == len(self.chain.stages)
-            K, T = self._stage(number, x.images, y.images, K, T, x.deviations[number], y.deviations[number], equal)
+            K, T = self._stage(number, x, y, K, T, equal)
         return K.reshape(-1), T.reshape(-1)
 
     def _stage(
-        self,
-        number: int,
-        x: np.ndarray,
-        y: np.ndarray,
-        K: np.ndarray,
-        T: np.ndarray,
-        first: tuple[np.ndarray, np.ndarray],
-        second: tuple[np.ndarray, np.ndarray],
-        equal: bool,
+        self, number: int, x: _Side, y: _Side, K: np.ndarray, T: np.ndarray, equal: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         stage = self.chain.stages[number]
-        s, side = stage.outputs, stage.size + 2 * int(self.halves[number].max())
+        s, side = stage.outputs, stage.size + 2 * int(self.geometry[number][:, 0].max())
         K_out, T_out = (np.zeros((s, s, s, s * LANES), self.kind) for _ in range(2))
         buffers = self._scratch.__dict__.setdefault("buffers", {})
         if number not in buffers:
             buffers[number] = np.zeros((4, side, side * LANES), self.kind)
+        images, second = y.images, y.deviations[number]
+        if stage.wraps:
+            images, second = _twice(images), (_twice(second[0]), _twice(second[1]))
         tiles.run_stage(
-            x, y, number > 0, K, T, self.numbers[number], self.halves[number], *first, *second, stage.pool, equal,
-            K_out, T_out, buffers[number],
+            x.images, images, number > 0, K, T, self.geometry[number], self.numbers[number], stage.wraps,
+            *x.deviations[number], *second, stage.pool, equal, K_out, T_out, buffers[number],
         )  # fmt: skip
         scale = self.kind(stage.scale)
         return K_out * scale, T_out * scale
 
 
-def _deviations(
-    stage: Stage, q: np.ndarray, t: np.ndarray, kind: type
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Standard deviations before each activation of a stage, and their inverses, [layers, n, size, size].
-
-    And the variances and NTKs after it, at equal positions of an image with itself, where the angle is 0.
-    """
-    s, r = [], []
-    for layer in stage.layers:
-        box_q = _box(q, layer.half)
-        t = layer.w * _box(t, layer.half) + layer.ws * box_q + layer.bs
-        q = layer.w * box_q + layer.b
-        root = np.sqrt(np.maximum(q, 0))
-        s.append(root)
-        r.append(np.where(root > 0, 1 / np.where(root > 0, root, 1), 0))
-        if layer.bent:
-            half = (layer.right**2 + layer.left**2) / 2
-            q, t = half * q, half * t
-    return (np.stack(s).astype(kind), np.stack(r).astype(kind)), (q, t)
-
-
-def _equal(kernel: np.ndarray, size: int) -> np.ndarray:
+def _equal(kernel: np.ndarray, size: int) -> Tensor:
     """[size, size, size, size * LANES] -> [LANES, size, size] at equal positions, in float64."""
     square = kernel.reshape(size * size, size * size, LANES)
     own = square[np.arange(size * size), np.arange(size * size)]
-    return own.T.reshape(LANES, size, size).astype(np.float64)
+    return torch.from_numpy(own.T.reshape(LANES, size, size).astype(np.float64))
 
 
 def _nothing(kind: type) -> np.ndarray:
@@ -198,12 +187,6 @@ def _lanes(images: np.ndarray, axis: int) -> np.ndarray:
     return np.ascontiguousarray(moved).reshape(*moved.shape[:-2], -1)
 
 
-def _box(q: np.ndarray, half: int) -> np.ndarray:
-    """Sums over windows of 2 half + 1 pixels a side, with zeros outside."""
-    for axis in (-1, -2):
-        width = [(0, 0)] * q.ndim
-        width[axis] = (half, half)
-        padded = np.pad(q, width)
-        size = q.shape[axis]
-        q = np.sum([np.take(padded, range(o, o + size), axis) for o in range(2 * half + 1)], 0)
-    return q
+def _twice(images: np.ndarray) -> np.ndarray:
+    """Columns followed by the same again, so that those beyond the edge are the first ones."""
+    return np.concatenate([images, images], -1)

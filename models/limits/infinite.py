@@ -7,25 +7,19 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks import File, fill
 from models.checks import check_choice
-from models.limits.chain import find_chain
-from models.limits.compiled import Compiled
-from models.limits.dense import CompiledDense, find_dense
-from models.limits.progress import Progress
+from models.limits.engines import ENGINES, Engine, Fast, fast_engine
 from models.limits.trace import Program
 from models.limits.walk import Walk
 
 log = logging.getLogger(__name__)
 
-Engine = Literal["auto", "torch", "compiled"]
-ENGINES = ("auto", "torch", "compiled")
-LARGE = 2**24  # covariances from which loading (and once compiling) the loops pays
 TILE = 256  # rows and columns whose chain of elementwise operations stays in the cache
 COMPILED_TILE = 512
 AT_ONCE = 2**31  # covariances of a compiled tile: some seconds
@@ -71,7 +65,8 @@ class InfiniteWidth:
 
         Device and dtype are those of the inputs; use float64 for solves. `memory`: bytes to work with besides the
         result (None: what is free). `engine`: "torch" (every network), "compiled" (chains of convolutions or linear
-        layers, activations that bend at 0 only, and pooling, on a CPU) or "auto". `file`: a .npy file that the blocks
+        layers, activations that bend at 0 only, and pooling, on a CPU), "triton" (such chains of convolutions, on
+        CUDA) or "auto". `file`: a .npy file that the blocks
         of both kernels are written to, [n1, n2, 2]; the same call goes on with it after a kill, and the result is
         mapped to it. A long kernel logs its progress. Raises ValueError for inputs that do not match each other or
         the network, for an engine that does not know it, and for a file of another call.
@@ -82,31 +77,30 @@ class InfiniteWidth:
         with torch.no_grad():
             # One pair finds what does not fit, and how large a pair is.
             entries = Walk(self.program, x1[:1], x1[:1], memory).entries()
-            compiled = self._compiled(x1, x2, engine, entries * n1 * n2)
-            self._say("torch" if compiled is None else "compiled")
-            plan = self._plan(x1, x2, memory, entries, compiled)
-            watched = Progress(plan.tile, n1 * (n1 + 1) // 2 if x2 is None else n1 * n2, x2 is None)
+            fast = fast_engine(self.program, x1, x2, engine, entries * n1 * n2, memory)
+            self._say("torch" if fast is None else fast.name)
+            plan = self._plan(x1, x2, memory, entries, fast)
             if file is None:
                 nngp, ntk = x1.new_empty(n1, n2), x1.new_empty(n1, n2)
-                self._fill((nngp, ntk), watched, plan, memory, x2 is None)
+                self._fill((nngp, ntk), plan.tile, plan, memory, x2 is None)
             else:
-                done = File(file, (n1, n2, 2), x1.dtype, self._fingerprint(x1, x2, compiled is not None))
+                done = File(
+                    file, (n1, n2, 2), x1.dtype, self._fingerprint(x1, x2, "torch" if fast is None else fast.name)
+                )
                 if not done.complete:
-                    both = lambda rows, cols: torch.stack(watched(rows, cols), -1)  # noqa: E731
+                    both = lambda rows, cols: torch.stack(plan.tile(rows, cols), -1)  # noqa: E731
                     self._fill(done.tensor, both, plan, memory, x2 is None, done)
                     done.finish()
                 nngp, ntk = done.tensor.unbind(-1)
         return Limit(nngp, ntk, plan.error)
 
-    def _plan(
-        self, x1: Tensor, x2: Tensor | None, memory: int | None, entries: int, compiled: Compiled | CompiledDense | None
-    ) -> _Plan:
-        if compiled is None:
+    def _plan(self, x1: Tensor, x2: Tensor | None, memory: int | None, entries: int, fast: Fast | None) -> _Plan:
+        if fast is None:
             walk = Walk(self.program, x1, x2, memory)
             side = max(1, min(TILE, int((CACHED / entries) ** 0.5)))
             return _Plan(walk.tile, float(LIVE * x1.element_size() * entries), 0.0, side, walk.error())
         side = min(COMPILED_TILE, 16 * math.ceil((AT_ONCE / entries) ** 0.5 / 16))
-        return _Plan(compiled.tile, 4.0 * x1.element_size(), compiled.bytes_per_image(), side, 0.0)
+        return _Plan(fast.tile, fast.bytes_per_pair(), fast.bytes_per_image(), side, 0.0)
 
     def _fill(
         self,
@@ -126,44 +120,18 @@ class InfiniteWidth:
             memory=memory,
             max_side=plan.side,
             done=done,
+            name="Infinite-width kernels",
         )
 
-    def _fingerprint(self, x1: Tensor, x2: Tensor | None, compiled: bool) -> str:
+    def _fingerprint(self, x1: Tensor, x2: Tensor | None, engine: str) -> str:
         """What a file of kernels depends on: network, trained parameters, inputs and engine."""
-        digest = hashlib.sha256(repr((str(self.program.root), self.program.code, compiled)).encode())
+        digest = hashlib.sha256(repr((str(self.program.root), self.program.code, engine)).encode())
         for name, parameter in self.program.root.named_parameters():
             digest.update(f"{name} {parameter.requires_grad} {list(parameter.shape)}".encode())
         for x in (x1, x2):
             if x is not None:
                 digest.update(x.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
-
-    def _compiled(self, x1: Tensor, x2: Tensor | None, engine: Engine, work: int) -> Compiled | CompiledDense | None:
-        """The compiled loops for these inputs, if they know the network and it pays."""
-        if engine == "torch" or (engine == "auto" and (work < LARGE or x1.device.type != "cpu")):
-            return None
-        if x1.device.type != "cpu":
-            raise ValueError(f"engine='compiled' runs on a CPU, not on {x1.device}.")
-        if x1.dtype in (torch.float32, torch.float64):
-            left = self._features(x1)
-            second = None if x2 is None else self._features(x2)
-            chain = find_chain(self.program, left[:1])
-            if chain is not None:
-                return Compiled(chain, left, second)
-            layers = find_dense(self.program) if left.ndim == 2 else None
-            if layers is not None:
-                return CompiledDense(layers, left, second)
-        if engine == "auto":
-            return None
-        raise ValueError(
-            "engine='compiled' knows chains of convolutions of odd size, stride 1 and zero padding that keeps the "
-            "size, average pooling and one read-out, and chains of linear layers, with activations that bend at 0 "
-            "only, in float32 or float64: use engine='torch'."
-        )
-
-    def _features(self, x: Tensor) -> Tensor:
-        """What enters the first layer; of a network with several such inputs, one of them."""
-        return next(iter(self.program.run_features(x).values()))
 
     def _say(self, engine: str) -> None:
         if engine not in self._said:

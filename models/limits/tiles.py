@@ -15,9 +15,10 @@ from numba import njit, types
 from numba.extending import overload
 
 LANES = 16
+STRAIGHT, BENT = range(2)  # what comes after a layer
 
 # arccos(a) = sqrt(1 - a) P(a) on [0, 1]: Abramowitz & Stegun 4.4.46, to 2e-8; and a Chebyshev fit of P to rounding.
-_SHORT = (
+SHORT = (
     *(1.5707963050, -0.2145988016, 0.0889789874, -0.0501743046),
     *(0.0308918810, -0.0170881256, 0.0066700901, -0.0012624911),
 )
@@ -33,9 +34,9 @@ def _long_fit() -> tuple[float, ...]:
     return tuple(fit.coef)
 
 
-_LONG = _long_fit()
-C0, C1, C2, C3, C4, C5, C6, C7, C8, C9, C10, C11, C12, C13, C14, C15, C16, C17, C18, C19, C20, C21, C22 = _LONG
-S0, S1, S2, S3, S4, S5, S6, S7 = (np.float32(s) for s in _SHORT)
+LONG = _long_fit()
+C0, C1, C2, C3, C4, C5, C6, C7, C8, C9, C10, C11, C12, C13, C14, C15, C16, C17, C18, C19, C20, C21, C22 = LONG
+S0, S1, S2, S3, S4, S5, S6, S7 = (np.float32(s) for s in SHORT)
 
 
 def arccos_over_root(a):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
@@ -107,38 +108,56 @@ def bend_row(k, t, s1, r1, s2, r2, n, bend, straight):  # type: ignore[no-untype
 
 
 @njit(cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, nogil=True, error_model="numpy")
-def run_layer(K, T, hK, hT, rows, cols, half, w, b, ws, bs, bent, bend, straight, s1, r1, s2, r2, top, left, dr, dc):  # type: ignore[no-untyped-def] # fmt: skip
-    """One layer on a tile in place: box filter, affine, activation; the tile lies in zero borders of `half` pixels.
+def sum_rows(K, hK, base, size, before, wraps, rows_in, cols_in, rows, cols):  # type: ignore[no-untyped-def]
+    """Sums over `size` pixels of each row of a tile, to hK, which gets the rows that are padded above and below.
 
-    K, T, hK, hT: [side, side * LANES]; s1 ... r2: [S, S * LANES] of either image.
+    K: [side, side * LANES], the tile from pixel (base, base) on.
     """
-    n = cols * LANES
     zero = K.dtype.type(0)
-    edge = half * LANES
-    if half > 0:
-        for r in range(rows):
-            line_k, line_t, out_k, out_t = K[r + half], T[r + half], hK[r + half], hT[r + half]
+    start, edge = (base - before) * LANES, base * LANES
+    end, n = edge + cols_in * LANES, cols * LANES
+    behind = (size - 1 - before + cols - cols_in) * LANES
+    for r in range(rows_in):
+        full, out = K[base + r], hK[before + r]
+        for i in range(before * LANES):
+            full[start + i] = full[end - before * LANES + i] if wraps else zero
+        for i in range(behind):
+            full[end + i] = full[edge + i] if wraps else zero
+        line = full[start:]
+        for i in range(n):
+            out[i] = line[i]
+        for o in range(1, size):
+            shifted = line[o * LANES :]
             for i in range(n):
-                out_k[i] = line_k[i]
-                out_t[i] = line_t[i]
-            for o in range(1, 2 * half + 1):
-                shifted_k, shifted_t = line_k[o * LANES :], line_t[o * LANES :]
-                for i in range(n):
-                    out_k[i] += shifted_k[i]
-                    out_t[i] += shifted_t[i]
-        for r in range(half):
-            for i in range(n):
-                hK[r, i] = zero
-                hT[r, i] = zero
-                hK[rows + half + r, i] = zero
-                hT[rows + half + r, i] = zero
+                out[i] += shifted[i]
+    for r in range(before):
+        for i in range(n):
+            hK[r, i] = hK[rows_in + r, i] if wraps else zero
+    for r in range(size - 1 - before + rows - rows_in):
+        for i in range(n):
+            hK[before + rows_in + r, i] = hK[before + r, i] if wraps else zero
+
+
+@njit(cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, nogil=True, error_model="numpy")
+def run_layer(K, T, hK, hT, base, g, wraps, rows_in, cols_in, rows, cols, v, s1, r1, s2, r2, top, left, dr, dc):  # type: ignore[no-untyped-def] # fmt: skip
+    """One layer on a tile in place: sums over windows, affine, activation.
+
+    g, v: the layer's geometry and numbers; s1 ... r2: [S, S * LANES] of either image, the second's columns twice if
+    the window `wraps` around the image.
+    """
+    n, edge = cols * LANES, base * LANES
+    size, before, kind = g[0], g[1], g[4]
+    w, b, ws, bs = v[0], v[1], v[2], v[3]
+    if size > 1:
+        sum_rows(K, hK, base, size, before, wraps, rows_in, cols_in, rows, cols)
+        sum_rows(T, hT, base, size, before, wraps, rows_in, cols_in, rows, cols)
     for r in range(rows):
-        k, t = K[r + half, edge:], T[r + half, edge:]
-        if half > 0:
+        k, t = K[r + base, edge:], T[r + base, edge:]
+        if size > 1:
             for i in range(n):
                 k[i] = hK[r, i]
                 t[i] = hT[r, i]
-            for o in range(1, 2 * half + 1):
+            for o in range(1, size):
                 line_k, line_t = hK[r + o], hT[r + o]
                 for i in range(n):
                     k[i] += line_k[i]
@@ -146,88 +165,81 @@ def run_layer(K, T, hK, hT, rows, cols, half, w, b, ws, bs, bent, bend, straight
         for i in range(n):
             t[i] = w * t[i] + ws * k[i] + bs
             k[i] = w * k[i] + b
-        if bent:
+        if kind == BENT:
             x, y = left * LANES, (left + dc) * LANES
             p, q = top + r, top + r + dr
-            bend_row(k, t, s1[p, x:], r1[p, x:], s2[q, y:], r2[q, y:], n, bend, straight)
+            if q >= len(s2):
+                q -= len(s2)
+            bend_row(k, t, s1[p, x:], r1[p, x:], s2[q, y:], r2[q, y:], n, v[4], v[5])
 
 
 @njit(cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, nogil=True, error_model="numpy")
-def run_stage(x, y, pooled, K_in, T_in, numbers, halves, s1, r1, s2, r2, pool, equal, K_out, T_out, scratch):  # type: ignore[no-untyped-def] # fmt: skip
+def run_stage(x, y, pooled, K_in, T_in, geometry, numbers, wraps, s1, r1, s2, r2, pool, equal, K_out, T_out, scratch):  # type: ignore[no-untyped-def] # fmt: skip
     """All displacements of LANES pairs of images through the layers of a stage, and their sums over pooling windows.
 
     x, y: images [channels, S, S * LANES] scaled so that products are covariances, read if not `pooled`; else K_in,
-    T_in [S, S, S, S * LANES]. numbers: [layers, 7] (w, b, ws, bs, bent, bend, straight). s1 ... r2: [layers, S,
-    S * LANES]. `equal`: only displacement 0. K_out, T_out: [s, s, s, s * LANES] for windows of `pool` pixels, to add
-    to. scratch: [4, side, side * LANES].
+    T_in [S, S, S, S * LANES]. geometry: [layers, 5] (window, pixels before, sides before and after, activation);
+    numbers: [layers, 6] (w, b, ws, bs, and two of the activation). s1 ... r2: [layers, S, S * LANES]. Where windows go
+    around the image (`wraps`) displacements do too, q = p + d mod S, and y, s2 and r2 hold their columns twice.
+    `equal`: only displacement 0. K_out, T_out: [s, s, s, s * LANES] for windows of `pool` pixels, to add to. scratch:
+    [4, side, side * LANES].
     """
-    S = s1.shape[1] if not pooled else K_in.shape[0]
-    channels = x.shape[0]
     layers = numbers.shape[0]
-    largest = 0
+    S, last = geometry[0, 2], geometry[layers - 1, 3]
+    channels = x.shape[0]
+    base = 0
     for layer in range(layers):
-        largest = max(largest, halves[layer])
+        base = max(base, geometry[layer, 1])
+    edge = base * LANES
     zero = K_out.dtype.type(0)
     K, T, hK, hT = scratch[0], scratch[1], scratch[2], scratch[3]
-    last = 0 if equal else S - 1
+    most = 0 if equal else last - 1
+    least = 0 if wraps else -most
     total_k = np.zeros(LANES, np.float64)
     total_t = np.zeros(LANES, np.float64)
-    whole = pool >= S
-    for dr in range(-last, last + 1):
-        top, rows = max(0, -dr), S - abs(dr)
-        for dc in range(-last, last + 1):
-            left, cols = max(0, -dc), S - abs(dc)
-            n = cols * LANES
+    whole = pool >= last
+    for dr in range(least, most + 1):
+        top, short_r = max(0, -dr), 0 if wraps else abs(dr)
+        for dc in range(least, most + 1):
+            left, short_c = max(0, -dc), 0 if wraps else abs(dc)
+            cols = S - short_c
+            for r in range(S - short_r):
+                k, t = K[r + base, edge:], T[r + base, edge:]
+                q_row = top + r + dr
+                if q_row >= S:
+                    q_row -= S
+                if pooled:
+                    for c in range(cols):
+                        q_col = left + c + dc
+                        if q_col >= S:
+                            q_col -= S
+                        source_k = K_in[top + r, left + c, q_row, q_col * LANES :]
+                        source_t = T_in[top + r, left + c, q_row, q_col * LANES :]
+                        for i in range(LANES):
+                            k[c * LANES + i] = source_k[i]
+                            t[c * LANES + i] = source_t[i]
+                else:
+                    n = cols * LANES
+                    for i in range(n):
+                        k[i] = zero
+                        t[i] = zero
+                    for channel in range(channels):
+                        a, b = x[channel, top + r, left * LANES :], y[channel, q_row, (left + dc) * LANES :]
+                        for i in range(n):
+                            k[i] += a[i] * b[i]
             for layer in range(layers):
-                half = halves[layer]
-                if layer == 0:
-                    for r in range(rows):
-                        k, t = K[r + half, half * LANES :], T[r + half, half * LANES :]
-                        p, q = left * LANES, (left + dc) * LANES
-                        if pooled:
-                            for c in range(cols):
-                                source_k = K_in[top + r, left + c, top + r + dr, (left + c + dc) * LANES :]
-                                source_t = T_in[top + r, left + c, top + r + dr, (left + c + dc) * LANES :]
-                                for i in range(LANES):
-                                    k[c * LANES + i] = source_k[i]
-                                    t[c * LANES + i] = source_t[i]
-                        else:
-                            for i in range(n):
-                                k[i] = zero
-                                t[i] = zero
-                            for channel in range(channels):
-                                a, b = x[channel, top + r, p:], y[channel, top + r + dr, q:]
-                                for i in range(n):
-                                    k[i] += a[i] * b[i]
-                elif half != halves[layer - 1]:
-                    before = halves[layer - 1]
-                    step = 1 if half < before else -1
-                    for j in range(rows):
-                        r = j if step > 0 else rows - 1 - j
-                        for i0 in range(n):
-                            i = i0 if step > 0 else n - 1 - i0
-                            K[r + half, half * LANES + i] = K[r + before, before * LANES + i]
-                            T[r + half, half * LANES + i] = T[r + before, before * LANES + i]
-                edge = half * LANES
-                for r in range(rows):  # borders left by other layers and tiles
-                    for i in range(edge):
-                        K[r + half, i] = zero
-                        T[r + half, i] = zero
-                        K[r + half, edge + n + i] = zero
-                        T[r + half, edge + n + i] = zero
-                v = numbers[layer]
-                run_layer(K, T, hK, hT, rows, cols, half, v[0], v[1], v[2], v[3], v[4] > zero, v[5], v[6],
-                          s1[layer], r1[layer], s2[layer], r2[layer], top, left, dr, dc)  # fmt: skip
-            half = halves[layers - 1]
-            for r in range(rows):
-                k, t = K[r + half, half * LANES :], T[r + half, half * LANES :]
+                g = geometry[layer]
+                run_layer(K, T, hK, hT, base, g, wraps, g[2] - short_r, g[2] - short_c, g[3] - short_r, g[3] - short_c,
+                          numbers[layer], s1[layer], r1[layer], s2[layer], r2[layer], top, left, dr, dc)  # fmt: skip
+            for r in range(last - short_r):
+                k, t = K[r + base, edge:], T[r + base, edge:]
                 if whole:
                     # Sums of many in float64; of a row in the kernels' own type.
                     for lane in range(LANES):
                         hK[0, lane] = zero
                         hT[0, lane] = zero
                     line_k, line_t = hK[0], hT[0]
-                    for c in range(cols):
+                    for c in range(last - short_c):
                         for i in range(LANES):
                             line_k[i] += k[c * LANES + i]
                             line_t[i] += t[c * LANES + i]
@@ -235,9 +247,15 @@ def run_stage(x, y, pooled, K_in, T_in, numbers, halves, s1, r1, s2, r2, pool, e
                         total_k[i] += line_k[i]
                         total_t[i] += line_t[i]
                 else:
-                    P, Q = (top + r) // pool, (top + r + dr) // pool
-                    for c in range(cols):
-                        target = ((left + c + dc) // pool) * LANES
+                    q_row = top + r + dr
+                    if q_row >= last:
+                        q_row -= last
+                    P, Q = (top + r) // pool, q_row // pool
+                    for c in range(last - short_c):
+                        q_col = left + c + dc
+                        if q_col >= last:
+                            q_col -= last
+                        target = (q_col // pool) * LANES
                         out_k = K_out[P, (left + c) // pool, Q, target:]
                         out_t = T_out[P, (left + c) // pool, Q, target:]
                         for i in range(LANES):

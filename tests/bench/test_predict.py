@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from bench.predict import KernelPredictor
+from bench.predict import KernelPredictor, course
 
 
 def problem(n: int = 12, n_test: int = 5, c: int = 1, seed: int = 0):
@@ -116,3 +116,22 @@ def test_arrays_and_tensors_of_any_precision_are_taken():
     one = KernelPredictor(torch.tensor(K, dtype=torch.float32)).fit(y[:, 0]).predict(k.tolist())
     assert one.dtype == torch.float64
     assert one.shape == (5, 1)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_the_course_is_every_step_of_gradient_descent(momentum):
+    generator = np.random.default_rng(2)
+    J = generator.normal(size=(9, 2, 30))
+    full = np.einsum("icp,jdp->ijcd", J, J[:6])
+    rows = full.transpose(0, 2, 1, 3).reshape(18, 12)
+    y, f_0 = generator.normal(size=(6, 2)), generator.normal(size=(9, 2))
+    steps, momenta = 0.1 * generator.uniform(size=12), momentum * np.arange(12) / 12
+    way, reached = [f_0.reshape(-1, 1)], f_0.reshape(-1, 1)
+    for eta, share in zip(steps, momenta, strict=True):
+        before, reached = reached, way[-1] - eta / 6 * rows @ (way[-1][:12] - y.reshape(-1, 1))
+        way.append(reached + share * (reached - before))
+    at = [0, 1, 5, 5, 12]
+    found = course(full, y, steps, at, momenta, f_0)
+    np.testing.assert_allclose(found, [way[k].reshape(9, 2) for k in at], rtol=1e-9, atol=1e-11)
+    parts = KernelPredictor(full[:6], base="init", time=steps, momenta=momenta).fit(y, f_0[:6])
+    np.testing.assert_allclose(parts.predict(full[6:], f_0[6:]), found[-1, 6:], rtol=1e-9, atol=1e-11)

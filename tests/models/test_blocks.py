@@ -233,3 +233,92 @@ def test_a_file_is_filled_once_and_resumed(tmp_path, symmetric) -> None:
     for shape, dtype, fingerprint in (((60, 60), torch.float64, "two"), ((60, 59), torch.float64, "one")):
         with pytest.raises(ValueError, match="holds something else: remove it with kernel"):
             File(path, shape, dtype, fingerprint)
+
+
+@pytest.mark.parametrize(("n1", "n2", "memory"), [(64, 64, 9000), (37, 53, 4000), (100, 7, 3000), (100, 100, 10**6)])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_tall_tiles_cover_once_and_make_less_twice(n1, n2, memory, symmetric) -> None:
+    """Each strip's rows are made once, and what lies beside it once a strip."""
+    n2 = n1 if symmetric else n2
+    tile = Recorder(_symmetric(n1) if symmetric else torch.randn(n1, n2, dtype=torch.float64))
+    out = torch.full((n1, n2), torch.nan, dtype=torch.float64)
+    options = {"bytes_per_entry": 8, "bytes_per_row": 100, "memory": memory, "symmetric": symmetric}
+    fill(out, tile, tall=True, **options)
+    assert torch.equal(out, tile.matrix)
+    cover = tile.cover()
+    assert int(cover.max()) == 1
+    assert not symmetric or torch.equal((cover + cover.T).clamp(max=1), torch.ones_like(cover))
+    beside = [(r.stop - r.start, c.stop - c.start) for r, c in tile.done if not symmetric or r.start != c.start]
+    assert all(8 * r * c + 100 * (r + c) <= memory for r, c in beside)
+
+
+def test_tall_tiles_have_few_strips() -> None:
+    """Room for what 450 rows and columns need, and a tile: 400 rows and 50 columns, instead of 200 and 200."""
+    cost = lambda r, c: 100 * (r + c) + r * c  # noqa: E731
+    for symmetric in (False, True):
+        rows, cols = tile_shape(1600, 1600, cost, 65_000, symmetric, tall=True)
+        assert (rows, cols) == (400, 50)
+    rows, cols = tile_shape(1600, 1600, cost, 65_000)
+    assert rows <= 200
+
+
+def test_symmetric_tall_tiles_save_work() -> None:
+    tile = Recorder(_symmetric(800))
+    fill(torch.empty(800, 800).double(), tile, bytes_per_entry=8, bytes_per_row=1, symmetric=True, strips=16, tall=True)
+    assert tile.cover().sum().item() / 800**2 == pytest.approx((1 + 1 / 16) / 2)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_tiles_may_be_added(symmetric) -> None:
+    tile = Recorder(_symmetric(50))
+    out = torch.ones(50, 50, dtype=torch.float64)
+    fill(out, tile, bytes_per_entry=8, memory=8 * 90, symmetric=symmetric, add=True)
+    assert torch.equal(out, 1 + tile.matrix)
+
+
+def test_long_work_says_how_far_it_is(tmp_path, monkeypatch, caplog) -> None:
+    """Tiles of a second each; of a kernel that is resumed only what is left counts."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(blocks.time, "monotonic", lambda: float(next(clock)))
+    matrix = torch.randn(60, 60, dtype=torch.float64)
+
+    def run(stop: int) -> None:
+        file = File(tmp_path / "k.npy", (60, 60), torch.float64, "one")
+        tile = Recorder(matrix)
+
+        def stopped(rows: slice, cols: slice) -> torch.Tensor:
+            if len(tile.done) == stop:
+                raise KeyboardInterrupt
+            return tile(rows, cols)
+
+        fill(file.tensor, stopped, bytes_per_entry=8, memory=8 * 100, done=file, name="Some kernel")
+
+    with caplog.at_level(logging.INFO, "models.blocks"):
+        with pytest.raises(KeyboardInterrupt):
+            run(24)  # 64 tiles of 8 x 8 or less
+        first = [record.message for record in caplog.records]
+        caplog.clear()
+        run(-1)
+    assert first[0].startswith("Some kernel: ")
+    assert "of 3600 pairs, about" in first[0]
+    assert len(first) == 2  # after 10 and 20 seconds
+    second = [record.message for record in caplog.records]
+    assert len(second) == 3
+    count = int(second[0].split(" of ")[1].split()[0])
+    assert count == 3600 - sum(entries for entries in _first_tiles(24))
+    share, left = float(second[0].split()[2]), float(second[0].split("about ")[1].split()[0])
+    assert left == pytest.approx(10 * (100 - share) / share, rel=0.05)  # ten seconds for that share
+
+
+def _first_tiles(count: int) -> list[int]:
+    shape = tile_shape(60, 60, lambda r, c: 8 * r * c, 8 * 100)
+    return [(r.stop - r.start) * (c.stop - c.start) for r, c in list(tiles(60, 60, *shape))[:count]]
+
+
+def test_chunks_say_how_far_they_are(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(blocks, "SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, "models.blocks"):
+        list(chunks(40, 10, lambda part: None, name="Layers"))
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        f"Layers: {share} % of 40 samples" for share in (25, 50, 75)
+    ]

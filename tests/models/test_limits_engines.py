@@ -24,6 +24,14 @@ def conv(c_in: int, size: int = 3, **more) -> Conv2d:
     return Conv2d(c_in, 4, size, padding=size // 2, w_std=1.3, b_std=0.3, **more)
 
 
+def around(c_in: int, size: int = 3) -> nn.Module:
+    return Conv2d(c_in, 4, size, padding=size // 2, padding_mode="circular", w_std=1.3, b_std=0.3)
+
+
+def bare(c_in: int, size: int = 3) -> nn.Module:
+    return Conv2d(c_in, 4, size, w_std=1.3, b_std=0.3)
+
+
 class Functions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +65,21 @@ CHAINS = {
     ),
     "linear": lambda: nn.Sequential(conv(2), conv(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Linear(4, 1)),
     "functions": Functions,
+    "circular": lambda: nn.Sequential(
+        around(2), nn.ReLU(), around(4, 5), nn.ReLU(), nn.AvgPool2d(2), around(4), conv(4, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), Linear(4, 1),
+    ),
+    "circular, flatten": lambda: nn.Sequential(
+        around(2), nn.ReLU(), around(4), nn.ReLU(), nn.Flatten(), Linear(256, 1)
+    ),
+    "valid": lambda: nn.Sequential(
+        bare(2), nn.ReLU(), nn.AvgPool2d(2), bare(4, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Linear(4, 1),
+    ),
+    "even windows": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 4, padding="same"), nn.ReLU(), bare(4, 2), conv(4), nn.ReLU(), nn.AvgPool2d(7), nn.Flatten(),
+        Linear(4, 1),
+    ),
+    "valid, flatten": lambda: nn.Sequential(bare(2, 4), nn.ReLU(), conv(4), nn.ReLU(), nn.Flatten(), Linear(100, 1)),
 }  # fmt: skip
 
 
@@ -117,7 +140,9 @@ def test_compiled_against_brute_force(readout) -> None:
     [
         [conv(2), Erf()],
         [conv(2, stride=2), nn.ReLU()],
-        [conv(2, padding_mode="circular"), nn.ReLU()],
+        [conv(2), around(4), nn.ReLU()],
+        [nn.Conv2d(2, 4, 3, padding=2), nn.ReLU()],
+        [nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU()],
         [conv(2), nn.ReLU(), nn.AvgPool2d(3, 2)],
         [conv(2), nn.GroupNorm(1, 4), nn.ReLU()],
     ],

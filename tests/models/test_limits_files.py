@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from models import blocks
 from models.cnn import cnn
-from models.limits import compiled, infinite_width, progress
+from models.limits import compiled, infinite_width
 from models.limits import walk as walk_module
 from models.mlp import mlp
 
@@ -64,8 +65,8 @@ def test_a_killed_kernel_goes_on(engine, tmp_path, monkeypatch) -> None:
 
 
 def test_progress_is_logged(caplog, monkeypatch) -> None:
-    monkeypatch.setattr(progress, "SECONDS", 0.0)
-    with caplog.at_level(logging.INFO, "models.limits.progress"):
+    monkeypatch.setattr(blocks, "SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, "models.blocks"):
         infinite_width(mlp(3, 4, 1, 1))(torch.randn(600, 3), engine="torch")
     lines = [record.message for record in caplog.records]
     assert len(lines) > 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -9,9 +10,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -158,7 +160,8 @@ class JaxLibrary:
 
     IMPLEMENTATIONS = ("Jacobian contraction", "NTK-vector products", "structured derivatives")
 
-    def __init__(self, case: Case, implementation: int) -> None:
+    def __init__(self, case: Case, implementation: int, options: Mapping[str, str] = MappingProxyType({})) -> None:
+        """``options``: of the process's environment."""
         self._folder = tempfile.TemporaryDirectory()
         arrays = {f"p{i}": p.detach().numpy() for i, p in enumerate(case.network().parameters())}
         path = Path(self._folder.name) / "case.npz"
@@ -167,9 +170,11 @@ class JaxLibrary:
         self._process = subprocess.Popen(
             [os.environ[JAX_PYTHON], str(Path(__file__).with_name("jax_worker.py")), str(path), str(implementation)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, **one_thread},
+            env={**os.environ, **one_thread, **options},
         )  # fmt: skip
-        self.kernel = torch.from_numpy(np.load(self._ask()["kernel"]))
+        answer = self._ask()
+        self.kernel = torch.from_numpy(np.load(answer["kernel"]))
+        self.peak_bytes = int(answer["peak_bytes"])
 
     def _ask(self) -> dict:
         assert self._process.stdout is not None
@@ -230,21 +235,28 @@ def floor(case: Case) -> tuple[str, Callable[[], object]]:
     return "forward + backward + Gram", passes
 
 
+FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+"""Environment in which what is freed leaves the resident set at once; it slows allocation down."""
+
+
 def peak_bytes(case: Case, which: str) -> int:
-    """Beyond what inputs and network take: in a process of its own, from its resident set."""
+    """Of a second call, beyond what inputs, network and code take: in a process of its own, from its resident set."""
+    if which.startswith("JAX"):
+        library = JaxLibrary(case, 1 + [f"JAX, {name}" for name in JaxLibrary.IMPLEMENTATIONS].index(which), FREED)
+        library.close()
+        return library.peak_bytes
     code = f"import ntk_cases as c; c.report_peak(c.CASES[{case.name!r}], {which!r})"
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"}
+    environment = {**os.environ, **FREED, "PYTHONPATH": f"{here}:{here.parents[1]}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     return int(done.stdout.split()[-1])
 
 
 def report_peak(case: Case, which: str) -> None:
     torch.set_num_threads(1)
-    small = Case(case.name, case.kind, 8, case.outputs, case.size)
-    make = {"ours": ours, "torch.func": lambda case: recipe(case, 32), "nngeometry": nngeometry}[which]
-    make(small)()
-    work = make(case)
+    work = {"ours": ours, "torch.func": lambda case: recipe(case, 32), "nngeometry": nngeometry}[which](case)
+    work()  # a first call loads code, and compiles kernels for its shapes
+    ctypes.CDLL(None).malloc_trim(0)  # what it left to the allocator would not be counted
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     work()

@@ -64,7 +64,8 @@ def full_record(rng: np.random.Generator, width: int, richness: float | str, tas
         "member_data": np.array(SEEDS),
         "member_init": np.array([0, 1, 2, 0, 1, 2]),
     }
-    for name in ("r2", "skill", "test_error", "motion", "distance", "alignment", "network_test_error"):
+    for name in ("r2", "skill", "test_error", "motion", "distance", "alignment", "alignment_held_out",
+                 "network_test_error"):  # fmt: skip
         arrays[f"snapshot_{name}"] = rng.uniform(0.05, 0.95, (6, 8))
     for name in ("initial", "after", "infinite"):
         rows = 2 if name == "infinite" else 6

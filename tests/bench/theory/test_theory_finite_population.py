@@ -135,6 +135,7 @@ def test_trials_are_ridge_regressions():
         found = kernel_trials(kernel, basis, 9, trials=4, generator=rng, ridge=ridge, noise=noise, basis=basis)
         drawn = torch.rand(4, 32, generator=again, dtype=torch.float64).argsort(1)[:, :9]
         labels = basis[drawn] + noise**0.5 * torch.randn(4, 9, 32, generator=again, dtype=torch.float64)
+        assert torch.equal(found.drawn, drawn)
         for trial in range(4):
             rows = drawn[trial]
             gram = kernel[rows][:, rows] + ridge * torch.eye(9, dtype=torch.float64)

@@ -12,7 +12,8 @@ from scipy.special import owens_t as scipy_owens_t
 from scipy.stats import multivariate_normal
 from torch import nn
 
-from models.design import Hermite, PiecewiseLinear, hermite_activation
+from models.activations import Erf
+from models.design import ErfUnits, Hermite, PiecewiseLinear, hermite_activation
 from models.design.hermite import scaled_coefficients
 from models.design.normal import owens_t, truncated
 from models.layers import Linear
@@ -21,6 +22,7 @@ from tests.one_device import OneDevice
 
 KINKED = PiecewiseLinear([0.5, -0.3, 0.0], [1.0, 0.4, -0.7], 0.3, 0.2, radius=1.3)
 SMOOTH = Hermite([0.3, 0.6, -0.4, 0.2, 0.1], radius=1.3)
+UNITS = ErfUnits([0.8, -0.5], [0.6, 2.5], [0.3, -0.4], 0.3, 0.2, radius=1.3)
 
 
 def limit_of(activation: nn.Module, x: torch.Tensor, y: torch.Tensor | None = None, b_std: float | None = None):
@@ -63,8 +65,20 @@ def smooth_slope(z: float) -> float:
     return sum(k * a * (z / 1.3) ** (k - 1) / 1.3 for k, a in enumerate(POWERS.tolist()) if k)
 
 
+def units(z: float) -> float:
+    z, two = z / 1.3, 2**0.5
+    return 0.8 * math.erf((0.6 * z + 0.3) / two) - 0.5 * math.erf((2.5 * z - 0.4) / two) + 0.3 * z + 0.2
+
+
+def units_slope(z: float) -> float:
+    z = z / 1.3
+    bells = [a * w * math.exp(-((w * z + b) ** 2) / 2) for a, w, b in ((0.8, 0.6, 0.3), (-0.5, 2.5, -0.4))]
+    return ((2 / math.pi) ** 0.5 * sum(bells) + 0.3) / 1.3
+
+
 @pytest.mark.parametrize(
-    ("activation", "phi", "slope"), [(KINKED, kinked, kinked_slope), (SMOOTH, smooth, smooth_slope)]
+    ("activation", "phi", "slope"),
+    [(KINKED, kinked, kinked_slope), (SMOOTH, smooth, smooth_slope), (UNITS, units, units_slope)],
 )
 def test_kernels_by_quadrature_at_unequal_variances(activation, phi, slope) -> None:
     x = torch.tensor([[1.0, 0.4]], dtype=torch.float64)
@@ -77,9 +91,14 @@ def test_kernels_by_quadrature_at_unequal_variances(activation, phi, slope) -> N
     assert found.ntk.item() == pytest.approx(nngp + quadrature(slope, [q1, q2, k], cuts) * k, abs=1e-7)
 
 
-def test_one_kink_is_the_arc_cosine_kernel() -> None:
+def test_one_unit_is_the_kernel_known_for_it() -> None:
     x, y = sphere(6, 5), sphere(7, 5, seed=1) * 1.7
-    for own, reference in ((PiecewiseLinear([0.0], [1.0], 0, 0), nn.ReLU()), (Hermite([0.0, 1.0]), nn.Identity())):
+    own_and_reference = (
+        (PiecewiseLinear([0.0], [1.0], 0, 0), nn.ReLU()),
+        (Hermite([0.0, 1.0]), nn.Identity()),
+        (ErfUnits([1.0], [2**0.5], [0.0], 0, 0), Erf()),
+    )
+    for own, reference in own_and_reference:
         for inputs in ((x, y), (x, None)):
             found, expected = limit_of(own, *inputs), limit_of(reference, *inputs)
             torch.testing.assert_close(found.nngp, expected.nngp, rtol=1e-13, atol=1e-14)
@@ -120,7 +139,7 @@ def test_zero_inputs_and_equal_inputs() -> None:
     x = sphere(4, 3)
     x[1] = 0
     x[3] = x[2]
-    for activation in (KINKED, SMOOTH):
+    for activation in (KINKED, SMOOTH, UNITS):
         found = limit_of(activation, x)
         at_zero = activation(torch.zeros(1, dtype=torch.float64)).item() ** 2
         assert found.nngp[1, 1].item() == pytest.approx(at_zero, abs=1e-12)
@@ -128,7 +147,7 @@ def test_zero_inputs_and_equal_inputs() -> None:
         assert torch.linalg.eigvalsh(found.ntk)[0] > -1e-9
 
 
-@pytest.mark.parametrize("activation", [KINKED, SMOOTH])
+@pytest.mark.parametrize("activation", [KINKED, SMOOTH, UNITS])
 def test_device_of_the_inputs(activation) -> None:
     x = torch.empty(5, 4, dtype=torch.float64, device="meta")
     net = nn.Sequential(Linear(4, 3), activation, Linear(3, 1)).to("meta")
@@ -139,13 +158,13 @@ def test_device_of_the_inputs(activation) -> None:
 
 def test_single_precision() -> None:
     x, y = sphere(5, 4), sphere(6, 4, seed=1)
-    for activation in (KINKED, SMOOTH):
+    for activation in (KINKED, SMOOTH, UNITS):
         single = limit_of(activation, x.float(), y.float())
         assert single.ntk.dtype == torch.float32
         torch.testing.assert_close(single.ntk.double(), limit_of(activation, x, y).ntk, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", [KINKED, SMOOTH])
+@pytest.mark.parametrize("activation", [KINKED, SMOOTH, UNITS])
 def test_scripted_and_saved(activation) -> None:
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -160,7 +179,7 @@ def test_scripted_and_saved(activation) -> None:
     torch.testing.assert_close(program.module()(torch.ones(3, 4)), activation(torch.ones(3, 4)))
 
 
-@pytest.mark.parametrize("activation", [KINKED, SMOOTH])
+@pytest.mark.parametrize("activation", [KINKED, SMOOTH, UNITS])
 def test_onnx(activation) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
@@ -182,6 +201,8 @@ def test_refusals() -> None:
         Hermite([1.0], radius=0.0)
     with pytest.raises(ValueError, match="one length"):
         PiecewiseLinear([0.0], [1.0, 2.0], 0.0, 0.0)
+    with pytest.raises(ValueError, match="one length"):
+        ErfUnits([0.0], [1.0, 2.0], [0.0], 0.0, 0.0)
 
 
 def test_after_another_activation_it_is_one_activation_with_it() -> None:

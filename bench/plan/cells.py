@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 import pydoc
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,15 @@ from bench.compare import Comparison
 from bench.config import check
 from bench.predict import JITTER
 from bench.studies.cell import Cell
+from bench.studies.study import FOLDER, Request, make_settings
 from bench.train import Trainer, width_of
 from bench.trained import seed_of
 from tasks.task import Task
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+_EXTRAS = {"ray": "ray", "submitit_slurm": "slurm"}
+"""Launchers that packages bring which are not always installed."""
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class PlanError(Exception):
@@ -41,6 +46,7 @@ class Planned:
     """One cell, checked: its overrides, its composed settings, and what is known of it without its data and network.
 
     A sweep may have hundreds: their tasks and models are built once to be checked, and not kept.
+    Where ``config.study`` names one, ``request`` is that study, and the cell has no task and no model.
     """
 
     overrides: tuple[str, ...]
@@ -49,6 +55,7 @@ class Planned:
     settings: Mapping[str, Any]
     card: Mapping[str, Any]
     work: float
+    request: Request | None = None
 
     @property
     def folder(self) -> Path:
@@ -66,6 +73,7 @@ def plan(arguments: Sequence[str], multirun: bool = False) -> list[Planned]:
             cells = [_planned(overrides) for overrides in _expand(arguments, multirun)]
     except (HydraException, OmegaConfBaseException) as error:
         raise PlanError(_sentence(error)) from error
+    _check_launcher(arguments)
     for field in ("runs", "report"):
         if cells[0].config[field] is not None:
             _check_folder(field, Path(cells[0].config[field]))
@@ -109,6 +117,26 @@ def build(config: DictConfig) -> Cell:
                 _card(config, tasks[0], kind, model, trainer, width))  # fmt: skip
 
 
+def build_study(config: DictConfig) -> Request:
+    """The study that ``config.study`` names: a function in ``_target_``, and its settings beside it.
+
+    Raises:
+        PlanError: no such study, or settings that it does not take.
+    """
+    values = dict(OmegaConf.to_container(config.study, resolve=True))  # type: ignore[arg-type]
+    target = str(values.pop("_target_", None))
+    try:
+        function: Any = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        raise PlanError(f"study._target_: {_sentence(error)}") from error
+    if not inspect.isfunction(function):
+        raise PlanError(f"study._target_={target} is no study: name a function of bench.studies or of your own.")
+    try:
+        return Request(function, make_settings(function, values))
+    except ValueError as error:
+        raise PlanError(f"study.{error}") from error
+
+
 def _expand(arguments: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
     """The overrides of every cell; the command line replaces an experiment's swept axes."""
     plain = [a for a in OverridesParser.create().parse_overrides(list(arguments)) if not a.is_sweep_override()]
@@ -134,10 +162,28 @@ def _expand(arguments: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
 def _planned(overrides: tuple[str, ...]) -> Planned:
     config = hydra.compose("config", list(overrides))
     try:
+        if config.study is not None:
+            return _planned_study(overrides, config)
         cell = build(config)
     except PlanError as error:
         raise PlanError(f"{error} (cell: {' '.join(overrides)})" if overrides else str(error)) from error
     return Planned(overrides, config, cell.name, cell.settings, cell.card, cell.work)
+
+
+def _planned_study(overrides: tuple[str, ...], config: DictConfig) -> Planned:
+    try:
+        check(config)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.key_or_group.partition(".")[0] in ("task", "model", "trainer", "compare", "seeds"):
+            raise PlanError(
+                f"{override.input_line} does not go with a study, whose settings are study.<name>: "
+                f"{', '.join(str(key) for key in config.study if key != '_target_')}."
+            )
+    request = build_study(config)
+    settings = {"study": OmegaConf.to_container(config.study, resolve=True)}
+    return Planned(overrides, config, f"{FOLDER}/{request.name}", settings, {}, 1.0, request)
 
 
 def _make(field: str, settings: Any, kind: type, **more: Any) -> Any:
@@ -212,6 +258,11 @@ def _card(
     }  # fmt: skip
 
 
+def _check_launcher(arguments: Sequence[str]) -> None:
+    if "hydra/launcher=slurm" in arguments and shutil.which("sbatch") is None:
+        raise PlanError("hydra/launcher=slurm needs Slurm's sbatch, and there is none here: start it where jobs are.")
+
+
 def _check_folder(field: str, folder: Path) -> None:
     try:
         store.write_text(folder / ".writable", "")
@@ -224,9 +275,13 @@ def _sentence(error: BaseException) -> str:
     """The cause beneath Hydra's wrapping, as one line."""
     while isinstance(error, HydraException) and not isinstance(error, MissingConfigException) and error.__cause__:
         error = error.__cause__
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"Unknown {group} '{name}'.{_nearest(name, error.options)} Available: {', '.join(error.options)}."
+        if group == "hydra/launcher" and name in _EXTRAS:
+            extra = _EXTRAS[name]
+            return f"hydra/launcher={extra} needs more packages: pip install -c constraints.txt -e '.[{extra}]'."
+        if error.options:
+            return f"Unknown {group} '{name}'.{_nearest(name, error.options)} Available: {', '.join(error.options)}."
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key:
         known = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
         name = str(error.full_key).rpartition(".")[2]

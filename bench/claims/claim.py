@@ -1,0 +1,130 @@
+"""What a claim is: a statement about Records that can fail, with a control that must fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bench.record import Record
+from bench.studies.study import Request
+
+Verdict = Literal["holds", "refuted", "inconclusive"]
+Size = Literal["cpu", "gpu"]
+Kind = Literal["theorem", "calibrated"]
+
+Statistics = Mapping[str, Any]
+"""Name -> one number an independent seed: a sequence, an array, or a single number."""
+
+Records = tuple[Record, ...]
+"""One a request, in the order of the claim's ``requests``."""
+
+ALPHA = 5e-5
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a statistic must lie.
+
+    Attributes:
+        low, high: the bounds. For a theorem with a prediction, both are that prediction (see ``predicted``).
+        gap: how far beyond the window a true value must be to be seen: a claim whose seeds scatter so much that it
+            could not have seen that is "inconclusive", never "holds".
+        every: each seed must lie within by itself, with no averaging: for identities that are exact up to rounding, and
+            for statements of the kind "in every run". Then ``gap`` is not asked for.
+        error: standard error of a prediction; 0 for a bound.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    gap: float = math.inf
+    every: bool = False
+    error: float = 0.0
+
+    def __post_init__(self) -> None:
+        if math.isinf(self.low) and math.isinf(self.high):
+            raise ValueError("A window without a bound admits everything: give low, high or both.")
+        if not self.low <= self.high:
+            raise ValueError(f"A window needs low <= high, not {self.low} and {self.high}.")
+        if not self.every and not 0 < self.gap < math.inf:
+            raise ValueError("A window needs gap, the distance beyond it that must be seen, or every=True.")
+
+
+def predicted(value: float, gap: float, error: float = 0.0) -> Window:
+    """The window of a theorem: the seeds' mean agrees with ``value``, and could have shown a difference of ``gap``."""
+    return Window(value, value, gap, error=error)
+
+
+@dataclass(frozen=True)
+class Control:
+    """The same check with one deliberately wrong ingredient: it must be rejected.
+
+    Attributes:
+        wrong: what is wrong, in words: "no gamma^2 in the ridge", "shuffled targets", "the labels as predictor".
+        statistics: as the claim's, of the same names (or some of them), computed with that ingredient. The control must
+            be "refuted". For a claim on record as refuted it is the other way round: an ingredient with which the
+            statement is true, and with which the check must find that it "holds", since a check that nothing can pass
+            refutes nothing.
+    """
+
+    wrong: str
+    statistics: Callable[[Records], Statistics]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of theory about trained networks or kernels, checked on the Records of studies.
+
+    Attributes:
+        name: lower case with hyphens; unique.
+        statement: one sentence, as a reader would say it.
+        source: paper and equation or section, or where it was first measured.
+        kind: "theorem" (a prediction and its standard error, or an identity) or "calibrated" (a window set from
+            measurements; ``calibration`` says which seeds, and when).
+        requests: the studies it needs, for a size ("cpu": seconds, "gpu") and the seeds. Claims that ask for the same
+            study with the same settings share it.
+        statistics: one number an independent seed, under a name each, from those studies' records.
+        windows: where each of them must lie; the claim holds if all do.
+        controls: at least one.
+        recorded: the verdict on record; a run that ends otherwise fails.
+        seeds: how many, by default.
+        alpha: one-sided size: the probability that a true statement is refuted by chance (Student t with seeds - 1
+            degrees of freedom), shared among the windows.
+        power: what the check could have seen, in words and numbers; also where ``alpha`` does not apply (identities).
+        calibration: seeds and date that set the windows of a calibrated claim.
+    """
+
+    name: str
+    statement: str
+    source: str
+    kind: Kind
+    requests: Callable[[Size, tuple[int, ...]], Sequence[Request]]
+    statistics: Callable[[Records], Statistics]
+    windows: Mapping[str, Window]
+    controls: Sequence[Control]
+    power: str
+    recorded: Verdict = "holds"
+    seeds: int = 8
+    alpha: float = ALPHA
+    calibration: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.controls:
+            raise ValueError(f"claim {self.name}: a claim needs a control, something wrong that it rejects.")
+        if not self.windows:
+            raise ValueError(f"claim {self.name}: a claim needs a window for at least one statistic.")
+        if self.kind == "calibrated" and not self.calibration:
+            raise ValueError(f"claim {self.name}: a calibrated claim says in calibration which seeds set it, and when.")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What has no threshold: measured, reported, without a verdict. Fields as those of a ``Claim``."""
+
+    name: str
+    statement: str
+    source: str
+    requests: Callable[[Size, tuple[int, ...]], Sequence[Request]]
+    statistics: Callable[[Records], Statistics]
+    seeds: int = 8

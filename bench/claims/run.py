@@ -1,0 +1,171 @@
+"""Run claims: the studies that they ask for, each once and several at a time, then the verdicts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+
+from bench import store
+from bench.claims.claim import Claim, Measurement, Records, Size, Verdict
+from bench.claims.judge import Check, expected_of_controls, judge, missing
+from bench.claims.registry import Item
+from bench.record import Score, summarise
+from bench.studies.study import Request, find, fingerprint, obtain
+
+
+@dataclass(frozen=True)
+class ControlOutcome:
+    """What became of one control: it must come to ``expected``."""
+
+    wrong: str
+    verdict: Verdict
+    expected: Verdict
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one claim.
+
+    Attributes:
+        seconds: CPU, of the studies it needs (shared ones count in full) when they ran.
+        reason: why a claim could not be judged; empty where it was.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    checks: tuple[Check, ...]
+    controls: tuple[ControlOutcome, ...]
+    seconds: float
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """The verdict is the one on record, and every control was rejected."""
+        return (
+            not self.reason
+            and self.verdict == self.claim.recorded
+            and all(control.verdict == control.expected for control in self.controls)
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement gave: the mean over seeds of each statistic, with its error."""
+
+    measurement: Measurement
+    scores: tuple[Score, ...]
+    seconds: float
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.reason
+
+
+def check(
+    items: Sequence[Item],
+    folder: Path,
+    size: Size = "cpu",
+    seeds: int | None = None,
+    first_seed: int = 0,
+    jobs: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Outcome | Measured]:
+    """Run what these claims and measurements need, and judge them.
+
+    Args:
+        folder: of the studies' records; those of the same source code are read instead of run again.
+        seeds: instead of each claim's own number.
+        first_seed: seeds are the whole numbers from this one on; another one draws everything afresh.
+        jobs: studies at a time, one thread each; None: as many as there are cores (one on a GPU).
+        tell: told of each study that is done.
+    """
+    wanted = {item.name: _requests(item, size, seeds, first_seed) for item in items}
+    requests = {request.name: request for listed in wanted.values() for request in listed}
+    failed = _run(list(requests.values()), folder, jobs or (1 if size == "gpu" else os.cpu_count() or 1), tell)
+    return [_judged(item, wanted[item.name], failed, folder) for item in items]
+
+
+def _requests(item: Item, size: Size, seeds: int | None, first_seed: int) -> Sequence[Request]:
+    count = item.seeds if seeds is None else seeds
+    return item.requests(size, tuple(range(first_seed, first_seed + count)))
+
+
+def _run(requests: list[Request], folder: Path, jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
+    """Run what is missing, the longest first; returns name -> sentence of those that failed."""
+    requests = [request for request in requests if find(request, folder, fingerprint()) is None]
+    if not requests:
+        return {}
+    requests.sort(key=lambda request: -_seconds_before(request, folder))
+    jobs = min(jobs, len(requests))
+    failed: dict[str, str] = {}
+    with joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered") as parallel:
+        done = parallel(joblib.delayed(_attempt)(request, folder, fingerprint()) for request in requests)
+        for count, (name, reason) in enumerate(done, 1):
+            tell(f"{count}/{len(requests)} {name}{': failed: ' + reason if reason else ''}")
+            if reason:
+                failed[name] = reason
+    return failed
+
+
+def _attempt(request: Request, folder: Path, code: str) -> tuple[str, str]:
+    torch.set_num_threads(1)  # one thread a study, and the same bits on every machine
+    try:
+        obtain(request, folder, code)
+    except Exception as error:  # one study's failure must not end the others
+        return request.name, " ".join(f"{type(error).__name__}: {error}".split())
+    return request.name, ""
+
+
+def _seconds_before(request: Request, folder: Path) -> float:
+    """What it took the last time, even with older code; the unknown come first."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(store.read_json(folder / request.name / "record.json")["card"]["seconds"])
+    return float("inf")
+
+
+def _judged(item: Item, requests: Sequence[Request], failed: Mapping[str, str], folder: Path) -> Outcome | Measured:
+    reasons = [f"{request.name} failed: {failed[request.name]}" for request in requests if request.name in failed]
+    if reasons:
+        return _unjudged(item, reasons[0])
+    records = tuple(obtain(request, folder, fingerprint()) for request in requests)
+    seconds = sum(float(record.card["seconds"]) for record in records)
+    try:
+        if isinstance(item, Measurement):
+            return Measured(item, _scores(item.statistics(records)), seconds)
+        return _verdict(item, records, seconds)
+    except Exception as error:  # a claim that cannot read its records is a failed claim, not a failed run
+        return _unjudged(item, " ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _verdict(claim: Claim, records: Records, seconds: float) -> Outcome:
+    statistics = claim.statistics(records)
+    if absent := missing(claim, statistics):
+        raise KeyError(f"no statistic for the windows {', '.join(absent)}")
+    verdict, checks = judge(claim, statistics)
+    expected = expected_of_controls(claim.recorded)
+    controls = []
+    for control in claim.controls:
+        found, its_checks = judge(claim, control.statistics(records))
+        controls.append(ControlOutcome(control.wrong, found, expected, its_checks))
+    return Outcome(claim, verdict, checks, tuple(controls), seconds)
+
+
+def _scores(statistics: Mapping[str, Any]) -> tuple[Score, ...]:
+    rows = {name: np.atleast_1d(np.asarray(values, dtype=np.float64)) for name, values in statistics.items()}
+    return tuple(summarise(name, list(values), list(range(len(values)))) for name, values in rows.items())
+
+
+def _unjudged(item: Item, reason: str) -> Outcome | Measured:
+    if isinstance(item, Measurement):
+        return Measured(item, (), 0.0, reason)
+    return Outcome(item, "inconclusive", (), (), 0.0, reason)

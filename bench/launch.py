@@ -1,0 +1,145 @@
+"""Cells handed to Hydra's launcher; those that a dead process took with it are handed over again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from bench import progress, store
+from bench.plan import Planned
+from bench.record import Record
+
+APART = ".apart"
+"""In a cell's folder: leave it, it is to run alone."""
+POLL = 0.5
+_DEFAULTS = {"ray": ["+hydra.launcher.ray.remote.max_retries=0"]}  # else Ray repeats what fills the memory for ever
+
+
+def launch(
+    cells: Sequence[Planned], overrides: Sequence[str], flags: Sequence[str], hydra: Callable[[Sequence[str]], None]
+) -> None:
+    """Run the cells with the launcher that the overrides name.
+
+    A process that dies (killed, out of memory) takes a launcher with it, and with it the cells of other processes:
+    what has not ended is then handed over again, and the cells that were at work when it died run one by one after
+    all others. One that dies alone has failed, and its record says so.
+
+    Args:
+        overrides: of the whole sweep.
+        hydra: runs one command line by Hydra; raises what its launcher does.
+
+    Raises:
+        RuntimeError: the launcher does not work at all (one sentence).
+    """
+    own, launcher = _launcher(cells, overrides)
+    if launcher == "joblib":
+        os.environ[progress.COMMAND] = str(os.getpid())
+    for cell in cells:
+        (cell.folder / APART).unlink(missing_ok=True)
+        if not store.held(cell.folder):
+            progress.clear(cell.folder)  # of a process that was killed
+    ended = _Ended(cells)
+    apart: list[Planned] = []
+    try:
+        while rest := ended.not_yet(apart):
+            try:
+                with _errors_raised():
+                    hydra([*overrides, *own, *flags])
+                break
+            except Exception as error:  # whatever the launcher raises when it has lost a process
+                _wait(cells)
+                apart += _died(ended.not_yet(apart))
+                if ended.not_yet(apart) == rest:
+                    raise RuntimeError(f"The launcher stopped: {_sentence(error)}") from error
+        for cell in apart:
+            _alone(cell, ["-m", *own, *cell.overrides], ended, hydra)
+    finally:
+        for cell in apart:
+            (cell.folder / APART).unlink(missing_ok=True)
+
+
+def is_apart(folder: Path) -> bool:
+    """Whether this cell is to be left to a later launch, of it alone."""
+    return (folder / APART).exists()
+
+
+class _Ended:
+    """Which cells have left a record since this was made."""
+
+    def __init__(self, cells: Sequence[Planned]) -> None:
+        self.before = {cell.name: (cell, progress.changed(cell.folder / progress.DONE)) for cell in cells}
+
+    def __contains__(self, cell: Planned) -> bool:
+        return progress.changed(cell.folder / progress.DONE) not in (0.0, self.before[cell.name][1])
+
+    def not_yet(self, apart: Sequence[Planned]) -> list[Planned]:
+        names = {cell.name for cell in apart}
+        return [cell for name, (cell, _) in self.before.items() if name not in names and cell not in self]
+
+
+def _launcher(cells: Sequence[Planned], overrides: Sequence[str]) -> tuple[list[str], str]:
+    """What we add to the overrides, and the launcher's name."""
+    named = [word.partition("=")[2] for word in overrides if word.startswith("hydra/launcher=")]
+    if named:
+        given = {word.lstrip("+").partition("=")[0] for word in overrides}
+        added = _DEFAULTS.get(named[-1], [])
+        return [word for word in added if word.lstrip("+").partition("=")[0] not in given], named[-1]
+    if len(cells) < 2 or torch.cuda.is_available():
+        return [], "basic"
+    # Handing cells to a worker costs a fifth of a second each time: several at once, if there are many.
+    at_once = max(1, len(cells) // (6 * (os.cpu_count() or 1)))
+    return ["hydra/launcher=joblib", f"hydra.launcher.batch_size={at_once}"], "joblib"
+
+
+def _died(cells: Sequence[Planned]) -> list[Planned]:
+    """Those that were begun, of cells that have not ended; from now on they are left to run alone."""
+    died = [cell for cell in cells if (cell.folder / progress.FILE).exists()]
+    for cell in died:
+        (cell.folder / APART).touch()
+    return died
+
+
+def _alone(cell: Planned, arguments: Sequence[str], ended: _Ended, hydra: Callable[[Sequence[str]], None]) -> None:
+    (cell.folder / APART).unlink()
+    print(f"{cell.name}: its process died, or went with one that did; once more, alone.", flush=True)
+    try:
+        with _errors_raised():
+            hydra(arguments)
+    except Exception as error:  # its process died again
+        _wait([cell])
+        if cell not in ended:
+            progress.clear(cell.folder)
+            (cell.folder / progress.ENVIRONMENT).unlink(missing_ok=True)  # of an earlier run
+            reason = f"Its process died: {_sentence(error)}"
+            store.write_record(cell.folder, Record(cell.name, "failed", reason, dict(cell.card)))
+
+
+def _wait(cells: Sequence[Planned]) -> None:
+    """Until no process holds any of them: a launcher that stopped leaves the others at work."""
+    while any(store.held(cell.folder) for cell in cells):
+        time.sleep(POLL)
+
+
+@contextlib.contextmanager
+def _errors_raised() -> Iterator[None]:
+    """Hydra raises what stops a launcher, instead of printing it and ending the process."""
+    name = "HYDRA_FULL_ERROR"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _sentence(error: BaseException, most: int = 300) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= most else text[:most] + " ..."

@@ -1,0 +1,152 @@
+"""The page of a study: its panels, each as a picture and as a table of numbers, from the record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.record import Record
+from bench.report import markup
+from bench.report.figures import GRID, bare, fixed_ticks, log_axis, new_figure, styled, svg
+from bench.report.formats import ABSENT, measured, number
+from bench.store import read_record
+from bench.studies.study import FOLDER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+MARKERS = {"kernel": "o", "network": "D"}
+_COLUMNS = 3
+
+Json = Mapping[str, Any]
+
+
+def study_pages(runs: Path) -> dict[str, str]:
+    """File name -> page, for every study below ``runs`` that says what to show: of experiments and of claims."""
+    pages = {}
+    for folder in sorted((runs / FOLDER).glob("*/record.json")):
+        try:
+            record = read_record(folder.parent)
+        except (ValueError, OSError, KeyError, TypeError):  # damaged, or of another schema: its command makes it again
+            continue
+        if record.card.get("panels"):
+            pages[f"{record.name}.html"] = study_page(record)
+    return pages
+
+
+def study_page(record: Record) -> str:
+    """One self-contained page; the same record gives the same bytes."""
+    card, panels = record.card, record.card["panels"]
+    seconds = f" It took {number(float(card['seconds']))} CPU seconds." if "seconds" in card else ""
+    introduction = markup.paragraph(card["text"]) + markup.paragraph(
+        "Lines: theory. Circles: kernel regression. Diamonds, dashed: trained networks. Error bars: one standard error "
+        "over the seeds, whose number is in brackets in the tables." + seconds
+    )
+    with styled():
+        sections = [("pictures", "Pictures", _pictures(record, panels))]
+    sections.append(("numbers", "Numbers", "".join(_table(record, panel) for panel in panels)))
+    settings = {key: value for key, value in card.items() if key not in ("title", "text", "panels", "seconds")}
+    sections.append(("settings", "Settings", markup.pairs(settings)))
+    return markup.page(card["title"], sections, introduction)
+
+
+def text_list(records: Iterable[Record]) -> str:
+    """Studies for a terminal: a line each, and one for each of its scores."""
+    lines = []
+    for record in records:
+        reason = f": {record.reason}" if record.reason else ""
+        lines.append(f"{record.card.get('title', record.name)}: {record.status}{reason}")
+        lines += [f"  {score.name}: {measured(score)}" for score in record.scores]
+    return "\n".join(lines)
+
+
+def _pictures(record: Record, panels: Sequence[Json]) -> str:
+    pieces = []
+    for first in range(0, len(panels), _COLUMNS):
+        some = panels[first : first + _COLUMNS]
+        figure = new_figure(3.6 * len(some) + 0.3, 3.0)
+        axes = figure.subplots(1, len(some), squeeze=False)[0]
+        for one, panel in zip(axes, some, strict=True):
+            _draw(one, record, panel)
+        figure.tight_layout()
+        pieces.append(svg(figure))
+    return "".join(pieces)
+
+
+def _draw(axes: Axes, record: Record, panel: Json) -> None:
+    x = np.asarray(record.arrays[panel["x"]], dtype=np.float64)
+    labels = list(dict.fromkeys(curve["label"] for curve in panel["curves"]))
+    seen: list[np.ndarray] = []
+    places = np.log10(x) if panel["log_x"] else x
+    for curve in panel["curves"]:
+        mean, error, _ = _values(record, curve)
+        colour = COLOURS[labels.index(curve["label"]) % len(COLOURS)]
+        if panel["log_y"]:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                error = error / (np.log(10) * np.abs(mean))
+                mean = np.where(mean > 0, np.log10(np.abs(mean)), np.nan)
+        seen.append(mean)
+        if curve["kind"] in ("theory", "reference"):
+            axes.plot(places, mean, color=colour if curve["kind"] == "theory" else "#999999",
+                      linewidth=1.3 if curve["kind"] == "theory" else 0.8)  # fmt: skip
+        else:
+            style = "dashed" if curve["kind"] == "network" else "none"
+            axes.plot(places, mean, color=colour, marker=MARKERS[curve["kind"]], markersize=3.2, linestyle=style,
+                      linewidth=0.7, markerfacecolor="white" if curve["kind"] == "network" else colour)  # fmt: skip
+            axes.vlines(places, mean - error, mean + error, color=colour, linewidth=0.9)
+    bare(axes)
+    axes.grid(axis="y", color=GRID, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.set_title(panel["title"], loc="left")
+    axes.set_xlabel(panel["x_label"])
+    axes.set_ylabel(panel["y_label"])
+    _ticks(axes.xaxis, places, panel["log_x"])
+    _ticks(axes.yaxis, np.concatenate(seen), panel["log_y"])
+    if len(labels) > 1:
+        from matplotlib.lines import Line2D
+
+        keys = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=1.5) for i in range(len(labels))]
+        axes.legend(keys, labels, fontsize=6.5, frameon=False, handlelength=1.2, labelspacing=0.25)
+
+
+def _ticks(axis: Any, values: np.ndarray, logarithmic: bool) -> None:
+    finite = values[np.isfinite(values)]
+    if not len(finite) or finite.min() == finite.max():
+        return
+    if logarithmic:
+        log_axis(axis, float(finite.min()), float(finite.max()))
+        return
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(5).tick_values(float(finite.min()), float(finite.max()))
+    fixed_ticks(axis, ticks, [f"{tick:g}" for tick in np.round(ticks, 10)])
+
+
+def _table(record: Record, panel: Json) -> str:
+    x = np.asarray(record.arrays[panel["x"]], dtype=np.float64)
+    columns = [_values(record, curve) for curve in panel["curves"]]
+    rows = []
+    for i, place in enumerate(x):
+        cells = []
+        for mean, error, count in columns:
+            text = number(float(mean[i]), float(error[i]))
+            if count > 1 and text != ABSENT:
+                text += f" ± {number(float(error[i]), float(error[i]))} ({count})"
+            cells.append(text)
+        rows.append([f"{place:g}", *cells])
+    kinds = {"theory": "theory", "kernel": "kernel", "network": "network", "reference": "reference"}
+    head = [escape(panel["x_label"]), *(f"{escape(c['label'])}, {kinds[c['kind']]}" for c in panel["curves"])]
+    return f"<h3>{escape(panel['title'])}: {escape(panel['y_label'])}</h3>\n" + markup.table(head, rows)
+
+
+def _values(record: Record, curve: Json) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean over seeds, its standard error (0 for a single one) and their number."""
+    values = np.asarray(record.arrays[curve["array"]], dtype=np.float64)[(slice(None), *curve["at"])]
+    count = len(values)
+    error = values.std(0, ddof=1) / count**0.5 if count > 1 else np.zeros_like(values[0])
+    return values.mean(0), error, count

@@ -1,0 +1,160 @@
+"""Parity and other monomials on the hypercube: what engineered kernels and trained networks make of them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.predict import KernelPredictor
+from bench.record import Record
+from bench.studies.plain_descent import descend
+from bench.studies.study import result
+from bench.trained import seed_of
+from models.activations import Sin
+from models.design import design
+from models.layers import Linear
+from models.limits import infinite_width
+from models.mlp import mlp
+from tasks.hypercube import monomial, parity
+from tasks.task import Task
+
+FREQUENCY, AMPLITUDE = 6.0, 0.5
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Settings: the full parity of ``bits`` bits, half of all points for training; networks of ``width``."""
+
+    bits: int = 9
+    width: int = 128
+    rate: float = 0.2
+    steps: int = 1500
+    until: float = 1e-3
+    seeds: tuple[int, ...] = tuple(range(8))
+
+
+def parity_networks(settings: Parity) -> Record:
+    """Regression with the NTK of sin(6 z) / 2 and of 4-hidden-layer ReLU, and trained shallow networks of sin and ReLU.
+
+    Arrays, all [seeds]: ``accuracy_<what>`` and ``learnability_<what>`` (``<y, f> / <y, y>`` on the test points) for
+    ``sine_kernel``, ``relu_kernel``, ``sine_net`` and ``relu_net``; ``antipodes``, the share of test points whose
+    antipode is a training point.
+    """
+    columns: dict[str, list[float]] = {}
+    half = 2 ** (settings.bits - 1)
+    for seed in settings.seeds:
+        task = parity(d=settings.bits, k=settings.bits, n_train=half, n_test=half, seed=seed_of("data", seed))
+        found = {
+            "sine_kernel": _regression(task, sine_kernel(task)),
+            "relu_kernel": _regression(task, _relu_kernel(task, 4)),
+            "sine_net": _trained(_sine(settings.bits, settings.width), task, settings, seed),
+            "relu_net": _trained(mlp(settings.bits, settings.width, 1, 1, "relu", b_std=0.1), task, settings, seed),
+        }
+        y = task.y_test.double()
+        row = {f"accuracy_{name}": float(((f > 0) == (y > 0)).double().mean()) for name, f in found.items()}
+        row |= {f"learnability_{name}": float((f * y).mean()) for name, f in found.items()}
+        trained = {tuple(x) for x in task.x_train.tolist()}
+        row["antipodes"] = float(np.mean([tuple(x) in trained for x in (-task.x_test).tolist()]))
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return result(arrays={name: np.array(values) for name, values in columns.items()})
+
+
+@dataclass(frozen=True)
+class Monomials:
+    """Settings: monomials of degree 1 to 5 on the ``d``-cube, ``n`` training points; shallow nets of ``width``."""
+
+    d: int = 10
+    n: int = 256
+    n_test: int = 500
+    seeds: tuple[int, ...] = tuple(range(8))
+
+
+def monomials(settings: Monomials) -> Record:
+    """Test errors of regressions, relative to the target's mean square.
+
+    Arrays: ``levels`` [seeds, 5], with the NTK of two hidden ReLU layers on monomials of degree 1 to 5; ``random``
+    [seeds] and ``random_accuracy``, the same on random signs; for x1 x2 x3 ``designed`` (K = c^3 + c / 100) and
+    ``relu_<depth>``; ``a_3`` and ``a_3_shuffled``, the coefficient of c^3 that ``design((X, y))`` finds (of a sum of
+    1), and with shuffled labels.
+    """
+    columns: dict[str, list[float | list[float]]] = {}
+    for seed in settings.seeds:
+        cubes = [
+            monomial(d=settings.d, indices=list(range(k)), n_train=settings.n, n_test=settings.n_test,
+                     seed=seed_of("data", seed))
+            for k in range(1, 6)
+        ]  # fmt: skip
+        cubic = cubes[2]
+        c = _points(cubic) @ cubic.x_train.double().T / settings.d
+        generator = torch.Generator().manual_seed(seed_of("labels", seed))
+        signs = torch.randn(settings.n + settings.n_test, 1, generator=generator).sign().double()
+        f = _regression(cubic, _relu_kernel(cubic, 2), signs[: settings.n])
+        row: dict[str, float | list[float]] = {
+            "levels": [_error(task, _relu_kernel(task, 2)) for task in cubes],
+            "random": float((f - signs[settings.n :]).square().mean()),
+            "random_accuracy": float((f.sign() == signs[settings.n :]).double().mean()),
+            "designed": _error(cubic, c**3 + 0.01 * c),
+            **{f"relu_{depth}": _error(cubic, _relu_kernel(cubic, depth)) for depth in (1, 2, 4)},
+            "a_3": _coefficient(cubic.x_train, cubic.y_train),
+            "a_3_shuffled": _coefficient(cubic.x_train, cubic.y_train[torch.randperm(settings.n, generator=generator)]),
+        }
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return result(arrays={name: np.array(values) for name, values in columns.items()})
+
+
+def sine_kernel(task: Task) -> Tensor:
+    """NTK [n_train + n_test, n_train] of A sin(w z): ``A^2 exp(-w^2) (sinh(w^2 c) + w^2 c cosh(w^2 c))``."""
+    c = _points(task) @ task.x_train.double().T / task.x_train.shape[1]
+    w = FREQUENCY**2
+    up, down = torch.exp(w * (c - 1)), torch.exp(-w * (c + 1))
+    return AMPLITUDE**2 / 2 * (up - down + w * c * (up + down))
+
+
+def _sine(d: int, width: int) -> nn.Module:
+    """A sin(w z) between two layers: the frequency is the scale of the first, the amplitude that of the last.
+
+    As parameters are N(0, 1) and scaled outside, the kernel is that of an activation A sin(w z).
+    """
+    return nn.Sequential(nn.Flatten(1), Linear(d, width, FREQUENCY), Sin(), Linear(width, 1, AMPLITUDE))
+
+
+def _relu_kernel(task: Task, depth: int) -> Tensor:
+    x = _points(task)
+    return infinite_width(mlp(x.shape[1], 1, depth, 1, "relu", b_std=0.1))(x, task.x_train.double()).ntk
+
+
+def _points(task: Task) -> Tensor:
+    return torch.cat([task.x_train, task.x_test]).double()
+
+
+def _regression(task: Task, kernel: Tensor, y: Tensor | None = None) -> Tensor:
+    """[n_test, c]."""
+    n = task.n_train
+    return KernelPredictor(kernel[:n]).fit(task.y_train if y is None else y).predict(kernel[n:])
+
+
+def _error(task: Task, kernel: Tensor) -> float:
+    y = task.y_test.double()
+    return float((_regression(task, kernel) - y).square().sum() / y.square().sum())
+
+
+def _trained(net: nn.Module, task: Task, settings: Parity, seed: int) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("init", seed))
+        for module in net.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    data = task.x_train, task.y_train, task.x_test, task.y_test
+    return descend(net, *data, settings.rate, settings.steps, settings.until).f_test.double()
+
+
+def _coefficient(x: Tensor, y: Tensor) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # heavy tails
+        return design((x, y)).target.taylor(3)[3]
