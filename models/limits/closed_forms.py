@@ -116,7 +116,7 @@ def _excess(k: Kernels) -> Tensor:
     """q1 q2 - k^2 without cancellation, exactly 0 on the diagonal."""
     if k.diagonal:
         return torch.zeros_like(k.nngp)
-    scale = k.q1.sqrt() * k.q2.sqrt()
+    scale = k.scale()
     return ((scale - k.nngp) * (scale + k.nngp)).clamp_min_(0)
 
 
@@ -135,10 +135,9 @@ def gelu_dual(k: Kernels) -> Kernels:
     root = square.sqrt()
     both = torch.atan2(k.nngp, root).div_(2 * math.pi).add_(0.25)
     density = 1 / (2 * math.pi * root)
-    c = 1 / (1 + k.q1) + 1 / (1 + k.q2) - 1
-    bracket = k.q1 * k.q2 + c * k.nngp**2
-    nngp = k.nngp * both + density * bracket
-    slope = both + density * k.nngp * (1 + bracket / square + 2 * c)
+    inverse = 1 / (1 + k.q1) + 1 / (1 + k.q2)
+    nngp = k.nngp * both + density * (1 + square * (1 - inverse))
+    slope = both + density * k.nngp * (1 / square + inverse)
     return _result(k, nngp, slope)
 
 
@@ -161,7 +160,11 @@ def sine_dual(k: Kernels, cosine: bool) -> Kernels:
     """sin(z) or cos(z), without overflow of their sinh and cosh, and without cancellation for small k."""
     require_gaussian(k)
     size = k.nngp.abs()
-    top = torch.exp(size - (k.q1 + k.q2) / 2) / 2
+    # |k| - (q1 + q2) / 2, exactly 0 for equal inputs
+    exponent = (k.q1.sqrt() - k.q2.sqrt()) ** 2 / 2
+    if not k.diagonal:
+        exponent = exponent + (k.scale() - size).clamp_min_(0)
+    top = torch.exp(-exponent) / 2
     even = top * (1 + torch.exp(-2 * size))
     odd = -top * torch.expm1(-2 * size) * k.nngp.sign()
     return _result(k, even, odd) if cosine else _result(k, odd, even)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -101,7 +101,20 @@ def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: fl
     coefficients = _coefficients(values(s, theta.tolist(), nodes), (1, 2, 3))
     tail_angle, tail_spread = _tails(coefficients)
     maps = _trim(coefficients[0]), _trim(coefficients[1])
-    return DualTable((low, high), maps, nodes, converged(error + tail_angle + tail_spread))
+    table = DualTable((low, high), maps, nodes, error + tail_angle + tail_spread)
+    return replace(table, error=converged(max(table.error, _unseen(table, phi, device))))
+
+
+def _unseen(table: DualTable, phi: Phi, device: torch.device) -> float:
+    """The table's error where two inputs agree: what changes between its points does not show in its coefficients."""
+    low, high = table.spread
+    if high == 0 or device.type == "meta":
+        return 0.0
+    ratio = low / high if low > 0 else 1e-6  # at 0 itself a jump is another matter
+    s = high * ratio ** torch.linspace(0, 1, 5, dtype=torch.float64, device=device)
+    found = torch.stack([t[0].diagonal() for t in table(s[None], s[None], s.new_zeros(1, 5, 5))])
+    exact = _single(phi, s, NODES[1], known_breaks(phi, high, device), True)
+    return _difference(found, exact)
 
 
 Values = Callable[[Tensor, list[float], int], Tensor]
@@ -257,7 +270,8 @@ def converged(error: float) -> float:
     if not error <= WORST:  # not a number counts too
         raise NoInfiniteWidthLimit(
             f"the quadrature reaches only a relative error of {error:.0e}, "
-            "so the activation must be smooth between its kinks, and grow no faster than exp(|z|)"
+            "so the activation must be smooth between its kinks, on the scale of its inputs, and grow no faster than "
+            "exp(|z|): scale the inputs to norms of the order of sqrt(d)"
         )
     return error
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+SAME = 8  # roundings that a cosine of equal inputs may differ from 1
+
 
 class NoInfiniteWidthLimit(ValueError):  # noqa: N818 - named after what it says
     """A network, or a part of it, for which no infinite-width limit is known; the message names part and remedy."""
@@ -70,10 +72,19 @@ class Kernels:
         """
         if self.diagonal:
             return torch.zeros_like(self.nngp), torch.zeros_like(self.nngp)
-        scale = self.q1.sqrt() * self.q2.sqrt()
+        scale = self.scale()
         below = (scale - self.nngp).clamp_min_(0).sqrt_()
         above = scale.add_(self.nngp).clamp_min_(0).sqrt_()
         return torch.atan2(below, above).mul_(2), below.mul_(above)
+
+    def scale(self) -> Tensor:
+        """sqrt(q1 q2), which |nngp| cannot exceed but by rounding.
+
+        In float64 some roundings less, so that the cosine of equal inputs counts as 1: a jump magnifies what is left
+        of their angle in each layer, and large inputs make any smooth function a jump.
+        """
+        rounding = SAME * torch.finfo(torch.float64).eps if self.nngp.dtype == torch.float64 else 0.0
+        return (self.q1.sqrt() * (1 - rounding)) * self.q2.sqrt()
 
     def with_gain(self, nngp: Tensor, **changes: Any) -> Kernels:
         """The NTK with the part of trained factors, `gain` times `nngp`, and these changes."""

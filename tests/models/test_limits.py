@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from models.activations import Erf
 from models.layers import Conv2d, Linear
-from models.limits import Kernels, function_rule, infinite_width, rule
+from models.limits import Kernels, NoInfiniteWidthLimit, function_rule, infinite_width, rule
 from models.limits import infinite as infinite_module
 from models.mlp import mlp
 
@@ -180,6 +180,30 @@ def test_zero_inputs() -> None:
         limit = infinite_width(mlp(3, 4, 2, 1, activation))(x)
         assert torch.isfinite(limit.ntk).all()
         torch.testing.assert_close(limit.ntk[1], torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "sign", "step", "sin", "cos", "erf", "gaussian", "relu", "identity"])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e8, 1e30])
+def test_equal_and_nearly_equal_inputs_at_any_scale(activation, scale) -> None:
+    # Large inputs make any of these a jump, which magnifies an angle of 1e-8 to 1e-2 within three layers.
+    x = torch.randn(6, 7, dtype=torch.float64) * scale
+    x[1], x[2], x[3], x[4] = x[0], x[0] * (1 + 1e-9), 0, -x[0]
+    limit = infinite_width(mlp(7, 5, 3, 1, activation, w_std=1.4, b_std=0.1))
+    symmetric, cross = limit(x), limit(x, x.clone())
+    for kernel, other in zip(symmetric[:2], cross[:2], strict=True):
+        assert torch.isfinite(kernel).all()
+        size = kernel.abs().max()
+        # The angle of nearly equal inputs is known to 1e-8, the root of a rounding.
+        assert (kernel - other).abs().max() < 1e-6 * size
+        assert torch.linalg.eigvalsh(kernel / size)[0] > -1e-8
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e8, 1e30])
+def test_what_quadrature_does_not_see_is_refused(scale) -> None:
+    x = torch.randn(4, 7, dtype=torch.float64) * scale
+    x[0] = 0
+    with pytest.raises(NoInfiniteWidthLimit, match="scale the inputs to norms of the order of"):
+        infinite_width(mlp(7, 5, 1, 1, "tanh", b_std=0.1))(x)
 
 
 class Function(nn.Module):
