@@ -26,6 +26,8 @@ AT_ONCE = 2**31  # covariances of a compiled tile: some seconds
 CACHED = 2**20  # entries of a tile of images, beyond one pair
 LIVE = 12  # tensors of a tile's size alive at once, at most
 
+PLAIN = (bool, int, float, str, tuple)  # settings of a module
+
 
 class Limit(NamedTuple):
     """Kernels of one output unit between inputs x1 [n1, ...] and x2 [n2, ...], in their dtype."""
@@ -124,11 +126,14 @@ class InfiniteWidth:
         )
 
     def _fingerprint(self, x1: Tensor, x2: Tensor | None, engine: str) -> str:
-        """What a file of kernels depends on: network, trained parameters, inputs and engine."""
+        """What a file of kernels depends on: network and its settings, trained parameters, buffers, inputs, engine."""
         digest = hashlib.sha256(repr((str(self.program.root), self.program.code, engine)).encode())
         for name, parameter in self.program.root.named_parameters():
             digest.update(f"{name} {parameter.requires_grad} {list(parameter.shape)}".encode())
-        for x in (x1, x2):
+        for name, module in self.program.root.named_modules():  # not all of them show in a module's name
+            settings = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN)}
+            digest.update(f"{name} {sorted(settings.items())}".encode())
+        for x in (*self.program.root.buffers(), x1, x2):
             if x is not None:
                 digest.update(x.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()

@@ -118,7 +118,10 @@ class _Pass:
         if self.levels[step] != FULL and not step.mixes:
             return
         args = [self._arg(step, self._full(arg), arg) for arg in step.args]
-        k = self._mean(step, args, call(step, args))
+        if step.mixes:
+            k = self._mean(step, args, call(step, args))
+        else:
+            k = replace(call(step, [replace(arg, mean=None) for arg in args]), mean=self.equal[step].mean)
         if not step.mixes and (step.variances or step.own) and k.full:
             nngp, ntk = k.nngp.clone(), k.ntk.clone()
             equal_positions(nngp, len(k.space)).copy_(self.equal[step].nngp)
@@ -133,8 +136,6 @@ class _Pass:
         if step not in self.with_means or result.gaussian:
             return replace(result, mean=None)
         if step.role == "activation":
-            if not result.diagonal:
-                return replace(result, mean=self.equal[step].mean)
             mean, error = mean_of(step.function, args[0].nngp)
             memo = self.memos[step]
             memo["error"] = max(memo.get("error", 0.0), error)

@@ -260,7 +260,7 @@ function_rule("contiguous", "clone", torch.clone, role="linear")(_unchanged)
 
 def merged(*parts: Kernels) -> Kernels:
     """The average over the units of concatenated branches, for a layer that sums over all of them."""
-    parts = tuple(_over_features(k) if k.flat else k for k in parts)
+    parts = tuple(replace(_over_features(k), channels=k.units) if k.flat else k for k in parts)
     layouts = {(k.space, k.full, k.channel_axis) for k in parts}
     if len(layouts) > 1:
         raise NoInfiniteWidthLimit("concatenated branches must have the same positions")

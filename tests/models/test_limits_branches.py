@@ -231,6 +231,20 @@ AFTER_ACTIVATION = {
         (4, 4),
         True,
     ),
+    "twice, pooled between": (
+        lambda w: nn.Sequential(nn.GroupNorm(1, w, affine=False), nn.AvgPool2d(2), nn.LayerNorm([w, 2, 2])),
+        (4, 4),
+        True,
+    ),
+    "concatenated images": (
+        lambda w: Parts(
+            lambda x, a, n: n(nn.functional.avg_pool2d(torch.cat([x, torch.relu(a(x))], 1), 2)),
+            Conv2d(w, w // 2, 3, padding=1, w_std=1.4, b_std=0.2),
+            nn.GroupNorm(1, w + w // 2),
+        ),
+        (4, 4),
+        True,
+    ),
     "flat": (lambda w: nn.Sequential(nn.Flatten(), nn.LayerNorm(9 * w)), (3, 3), True),
     "averaged": (lambda w: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.GroupNorm(1, w)), (3, 3), True),
     "twice": (lambda w: nn.Sequential(nn.LayerNorm(w), nn.BatchNorm1d(w).eval(), nn.LayerNorm(w)), (), True),

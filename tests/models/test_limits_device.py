@@ -6,7 +6,7 @@ from test_limits_images import GEOMETRIES, head
 from torch import nn
 
 from models import activations
-from models.layers import Linear
+from models.layers import Conv2d, Linear
 from models.limits import infinite_width
 from models.resnet import resnet
 from tests.one_device import OneDevice
@@ -45,6 +45,18 @@ def test_residual(norm) -> None:
 )
 def test_activations(phi) -> None:
     on_meta(nn.Sequential(Linear(4, 3), phi, Linear(3, 3), nn.LayerNorm(3), nn.Dropout(0.3), Linear(3, 1)), 4)
+
+
+def test_normalisation_after_activations() -> None:
+    body = [
+        Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.GroupNorm(1, 4, affine=False),
+        nn.AvgPool2d(2),
+        nn.LayerNorm([4, 2, 2]),
+    ]
+    more = [Conv2d(4, 4, 3, padding=1), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(4)]
+    on_meta(nn.Sequential(*body, *more, nn.Linear(4, 1)), 2, 4, 4)
 
 
 class Concatenated(nn.Module):

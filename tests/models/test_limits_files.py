@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from models import blocks
 from models.cnn import cnn
+from models.layers import Linear
 from models.limits import compiled, infinite_width
 from models.limits import walk as walk_module
 from models.mlp import mlp
@@ -62,6 +64,35 @@ def test_a_killed_kernel_goes_on(engine, tmp_path, monkeypatch) -> None:
     assert resumed - finished <= 2  # the probes of what fits, but no tile
     with pytest.raises(ValueError, match="holds something else"):
         limit(2 * x, memory=memory, engine=engine, file=file)
+
+
+class Mixed(nn.Module):
+    """Settings that do not show in the module's name: a deviation, a buffer, a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.share = nn.Linear(3, 4), Linear(4, 1), 0.5
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.scale * self.first(x)))
+
+
+@pytest.mark.parametrize("change", ["deviation", "buffer", "frozen", "setting"])
+def test_a_file_of_other_settings_is_refused(change, tmp_path) -> None:
+    x, file, net = torch.randn(4, 3), tmp_path / "kernel.npy", Mixed()
+    before = infinite_width(net)(x, file=file).ntk.clone()
+    torch.testing.assert_close(infinite_width(net)(x, file=file).ntk, before, rtol=0, atol=0)
+    if change == "deviation":
+        net.first.w_std = 1.5
+    elif change == "buffer":
+        net.scale.fill_(3.0)
+    elif change == "frozen":
+        net.first.weight.requires_grad_(False)
+    else:
+        net.share = 0.7
+    with pytest.raises(ValueError, match="holds something else"):
+        infinite_width(net)(x, file=file)
 
 
 def test_progress_is_logged(caplog, monkeypatch) -> None:
