@@ -103,7 +103,7 @@ def activate(apply: Callable[[Kernels], Kernels], phi: Phi | None, k: Kernels) -
         raise NoInfiniteWidthLimit(
             "a trained gain must be followed by an activation or a layer, not by pooling or a sum: freeze the gain"
         )
-    result = apply(replace(k, gain=0, gain_each=False))
+    result = _at_zero(apply(replace(k, gain=0, gain_each=False)), phi, k)
     if not k.gain:
         return result
     assert phi is not None
@@ -117,6 +117,36 @@ def activate(apply: Callable[[Kernels], Kernels], phi: Phi | None, k: Kernels) -
     extra = by_quadrature(scaling, replace(k, memo=memo, ntk=torch.zeros_like(k.nngp)))
     k.memo["error"] = max(k.memo.get("error", 0.0), memo.get("error", 0.0))
     return replace(result, gain=k.gain, gain_each=k.gain_each).with_gain(extra.nngp)
+
+
+def _at_zero(result: Kernels, phi: Phi | None, k: Kernels) -> Kernels:
+    """Exact kernels of inputs of variance 0, whose u is 0: a jump or a kink there is met, not averaged over."""
+    if phi is None or k.nngp.is_meta:
+        return result
+    if k.diagonal:
+        zero = k.nngp == 0
+        if not bool(zero.any()):
+            return result
+        jump, bend = _irregular(phi)
+        if not (jump or (bend and bool((k.ntk[zero] != 0).any()))):
+            return result
+        k.memo["zeros"] = True
+        value, slope = (float(t) for t in with_slope(phi, torch.zeros((), dtype=torch.float64, device=k.nngp.device)))
+        nngp = torch.where(zero, value**2, result.nngp)
+        return replace(result, nngp=nngp, ntk=torch.where(zero, slope**2 * k.ntk, result.ntk))
+    if not k.memo.get("zeros"):
+        return result
+    zero = (k.q1 == 0) | (k.q2 == 0)  # u or v is a number, so independent of the other
+    (m1, d1), (m2, d2) = (single_maps(phi, q.clamp_min(0).sqrt(), squared=False)[0] for q in (k.q1, k.q2))
+    nngp = torch.where(zero, m1 * m2, result.nngp)
+    return replace(result, nngp=nngp, ntk=torch.where(zero, d1 * d2 * k.ntk, result.ntk))
+
+
+def _irregular(phi: Phi) -> tuple[bool, bool]:
+    """Whether phi jumps at 0, and whether its slope there, as autograd has it, is not that of both sides."""
+    around = torch.tensor([-1e-30, 0.0, 1e-30], dtype=torch.float64)
+    value, slope = with_slope(phi, around)
+    return tuple(bool((t - t[1]).abs().max() > 1e-12 * (1 + t.abs().max())) for t in (value, slope))  # type: ignore[return-value]
 
 
 def mean_of(phi: Phi | None, q: Tensor) -> tuple[Tensor, float]:

@@ -34,6 +34,8 @@ def name_of(target: Any) -> str:
 
 def elementwise_name(node: fx.Node, name: str) -> bool:
     """Whether a call acts on each entry alone: known by name, of torch, of Python's operators or of tensors."""
+    if name == "getattr" and node.args[1] in ("dtype", "device"):  # as in (z > 0).to(z.dtype)
+        return True
     if name not in _NAMES and name not in _SUMS and name not in _PRODUCTS and name not in _QUOTIENTS:
         return False
     module = getattr(node.target, "__module__", None) or ""

@@ -182,6 +182,52 @@ def test_zero_inputs() -> None:
         torch.testing.assert_close(limit.ntk[1], torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-11)
 
 
+class Function(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("phi", "at_zero", "slope_at_zero"),
+    [
+        (nn.ReLU(), 0.0, 0.0),
+        (nn.LeakyReLU(0.2), 0.0, 0.2),
+        (nn.Threshold(0.0, -1.0), -1.0, 0.0),
+        (Function(lambda z: (z > 0).to(z.dtype) - 0.3 + 0.1 * z), -0.3, 0.1),
+        (Function(lambda z: torch.where(z >= 0, z.cos(), z - 1)), 1.0, 0.0),
+        (nn.ELU(), 0.0, 1.0),
+    ],
+)
+def test_jumps_and_kinks_at_exactly_zero(phi, at_zero, slope_at_zero) -> None:
+    # Standard parameterization without bias variance: u is exactly 0 for a zero vector, and its bias is trained.
+    x = inputs(4, 3)
+    x[1] = 0
+    net = nn.Sequential(Linear(3, 50, 1.5, 0.0, "standard"), phi, Linear(50, 1, 0.9, None, "standard"))
+    limit, cross = infinite_width(net)(x), infinite_width(net)(x, x.clone())
+    for j in range(4):
+        s = float(1.5 * x[j].norm() / 3**0.5)
+        z = s * torch.linspace(-9, 9, 200_001, dtype=torch.float64)[:-1] + 1e-9
+        z.requires_grad_()
+        value = phi(z)
+        slope = torch.autograd.grad(value.sum(), z)[0]
+        weight = torch.exp(-((z.detach() / max(s, 1e-9)) ** 2) / 2)
+        # E[phi(v)] and E[phi'(v)] by a sum of 200,000 terms: some 1e-5 for a jump
+        mean, bend = (
+            (float((t * weight).sum() / weight.sum()) for t in (value.detach(), slope))
+            if s
+            else (at_zero, slope_at_zero)
+        )
+        nngp = 0.81 * at_zero * mean
+        ntk = 0.81 * slope_at_zero * bend * 1.0 + 50 * at_zero * mean
+        for kernels in (limit, cross):
+            assert kernels.nngp[1, j].item() == pytest.approx(nngp, abs=1e-4)
+            assert kernels.ntk[j, 1].item() == pytest.approx(ntk, abs=5e-3)
+
+
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_tiles_do_not_show(activation, monkeypatch) -> None:
     x1, x2 = inputs(70, 5), inputs(45, 5)
