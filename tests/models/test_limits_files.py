@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.cnn import cnn
 from models import blocks
+from models.cnn import cnn
 from models.limits import compiled, infinite_width
 from models.limits import walk as walk_module
 from models.mlp import mlp
