@@ -51,7 +51,6 @@ def fill(
     strips: int = SYMMETRIC_STRIPS,
     tall: bool = False,
     add: bool = False,
-    mirror: bool = True,
     done: File | None = None,
     name: str = "Kernel",
 ) -> None:
@@ -62,8 +61,7 @@ def fill(
     peak, and is kept within `memory` bytes (None: the memory now free on the first output's device, less a margin
     and `out` itself) and `max_side` rows and columns; the symmetric case is cut into `strips`, but for strips of less
     than `least_side` rows, which cost more than they save. `tall`: `tile_fn` makes what it needs of the rows and
-    columns and keeps the latest of each, so that few and tall strips make less of it twice. `add`: to what `out` holds;
-    `mirror`: False leaves what is below the diagonal of a symmetric kernel to a later call that adds to it.
+    columns and keeps the latest of each, so that few and tall strips make less of it twice. `add`: to what `out` holds.
     `done`: the file behind `out`, whose finished tiles are not computed again. `name`: of the work, in its messages.
     Symmetric tiles on the diagonal start there (rows.start == cols.start, at least as many columns as rows); entries
     [i, j, a, b] are mirrored to [j, i, b, a].
@@ -84,7 +82,7 @@ def fill(
         shape = done.grid(shape)
     left = [tile for tile in tiles(n1, n2, *shape, symmetric) if done is None or not done.holds(*tile)]
     progress = Progress(name, "pairs", sum(_pairs(*tile, symmetric) for tile in left))
-    worker = _Worker(outs, tile_fn, cost, symmetric, add, mirror)
+    worker = _Worker(outs, tile_fn, cost, symmetric, add)
     for rows, cols in left:
         worker.do(rows, cols)
         if done is not None:
@@ -250,15 +248,13 @@ class _Worker:
     """Computes tiles into the outputs, and remembers the tile size at which memory ran out."""
 
     def __init__(
-        self, outs: tuple[Tensor, ...], tile_fn: TileFn, cost: Callable[[int, int], float], symmetric: bool, add: bool,
-        mirror: bool,
-    ) -> None:  # fmt: skip
+        self, outs: tuple[Tensor, ...], tile_fn: TileFn, cost: Callable[[int, int], float], symmetric: bool, add: bool
+    ) -> None:
         self.outs = outs
         self.tile_fn = tile_fn
         self.cost = cost
         self.symmetric = symmetric
         self.write = Tensor.add_ if add else Tensor.copy_
-        self.mirror = mirror
         self.limit = math.inf
 
     def do(self, rows: slice, cols: slice) -> None:
@@ -313,10 +309,8 @@ class _Worker:
             # A product of a matrix with itself need not round symmetrically.
             self.write(out[rows, rows], (square + _mirror(square)) / 2)
             tile = tile[:, _len(rows) :]
-        above = out[rows, beyond : cols.stop]
-        self.write(above, tile)
-        if self.mirror:
-            out[beyond : cols.stop, rows] = _mirror(above)
+        self.write(out[rows, beyond : cols.stop], tile)
+        self.write(out[beyond : cols.stop, rows], _mirror(tile))
 
 
 def _pairs(rows: slice, cols: slice, symmetric: bool) -> int:

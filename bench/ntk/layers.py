@@ -15,7 +15,6 @@ from bench.ntk.watch import Call, Watch
 
 Layers = list[list[Kept]]
 """For each part of the plan what is kept of it, in one or more pieces."""
-_Found = dict[int, tuple[Tensor, Tensor]]
 
 
 def layers(request: Request, plan: Plan, members: Sequence[int], x: Tensor, into: Layers | None = None) -> Layers:
@@ -28,38 +27,37 @@ def layers(request: Request, plan: Plan, members: Sequence[int], x: Tensor, into
         ValueError: a net whose calls differ from those that the plan was made for.
     """
     kept: dict[int, list[Kept]] = {}
-    needed = sorted({part.call for part in plan.parts if part.call is not None})
-    if needed:
+    if plan.calls:
         # The plan saw that the first axis has the probe's size; only another size tells that it is the samples'.
         spare = len(x) == plan.probe
         batch = torch.cat([x, x[:1]]) if spare else x
-        found = (_one if len(members) == 1 else _together)(request, plan, members, batch, needed)
+        inputs, gradients = (_one if len(members) == 1 else _together)(request, plan, members, batch)
+        if spare:
+            inputs, gradients = ([_drop_last(t, len(members)) for t in side] for side in (inputs, gradients))
         for index, part in enumerate(plan.parts):
             if part.call is not None:
-                x_in, D = (_drop_last(t, len(members)) if spare else t for t in found[part.call])
+                call = plan.calls[part.call]
                 places = None if into is None or len(members) > 1 else into[index]
-                kept[index] = list(_keep(part, plan.calls[part.call], x_in, D, len(members), places))
+                kept[index] = list(_keep(part, call, inputs[part.call], gradients[part.call], len(members), places))
     if plan.sampled:
         by_name = _by_sample(request, plan, members, x)
         kept |= {i: [Gradients(by_name[part.names[0]], 1.0)] for i, part in enumerate(plan.parts) if part.call is None}
     return [kept[index] for index in range(len(plan.parts))]
 
 
-def _one(request: Request, plan: Plan, members: Sequence[int], x: Tensor, needed: Sequence[int]) -> _Found:
-    """Each needed call's input [n, ...] and output gradients [n, c, ...]."""
+def _one(request: Request, plan: Plan, members: Sequence[int], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Each call's input [n, ...] and output gradients [n, c, ...]."""
     values = {name: value.detach() for name, value in request.member(members[0]).items()}
     with torch.enable_grad(), Watch({name: values[name] for name in plan.ruled}) as watch:
         output = functional_call(request.net, {**request.buffers, **values}, (x,))
     _check(watch.calls, plan, len(x))
-    edges = [watch.calls[index].edge for index in needed]
-    inputs = [watch.calls[index].x for index in needed]
+    edges = [call.edge for call in watch.calls]
+    inputs = [call.x for call in watch.calls]
     del watch
-    shapes = [(len(x), *plan.calls[index].out[1:]) for index in needed]
-    gradients = _backward(request, output, edges, shapes, plan.c)
-    return dict(zip(needed, zip(inputs, gradients, strict=True), strict=True))
+    return inputs, _backward(request, output, edges, [(len(x), *call.out[1:]) for call in plan.calls], plan.c)
 
 
-def _together(request: Request, plan: Plan, members: Sequence[int], x: Tensor, needed: Sequence[int]) -> _Found:
+def _together(request: Request, plan: Plan, members: Sequence[int], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """The same for several members: [m n, ...] and [m n, c, ...]."""
     shapes = [(len(members), len(x), *call.out[1:]) for call in plan.calls]
     dtype = next(iter(request.params.values())).dtype
@@ -76,10 +74,8 @@ def _together(request: Request, plan: Plan, members: Sequence[int], x: Tensor, n
         values = {name: value[list(members)] for name, value in values.items()}
     with torch.enable_grad():
         output, inputs = torch.vmap(forward)(values, taps)
-    own = [taps[index] for index in needed]
-    gradients = _backward(request, output, own, [shapes[index] for index in needed], plan.c, axis=2)
-    sides = ((inputs[i].detach().flatten(0, 1), D.flatten(0, 1)) for i, D in zip(needed, gradients, strict=True))
-    return dict(zip(needed, sides, strict=True))
+    gradients = _backward(request, output, taps, shapes, plan.c, axis=2)
+    return [h.detach().flatten(0, 1) for h in inputs], [D.flatten(0, 1) for D in gradients]
 
 
 def _check(calls: Sequence[Call], plan: Plan, n: int) -> None:

@@ -18,8 +18,8 @@ from bench.ntk.rules import Lookup, Size
 from bench.ntk.watch import Call, Use, Watch, reached
 
 Outputs = Literal["full", "trace", "sum"] | int
-SYMMETRIC_WORK = 0.53125
-"""Of the pairs of samples, in sixteen strips from the diagonal on."""
+SYMMETRIC_WORK = 0.5625
+"""Of the pairs of samples, in eight strips from the diagonal on."""
 ELEMENTWISE = 16
 """What one multiply-and-add of an element-wise pass costs, in FLOPs of a matrix product."""
 
@@ -89,8 +89,7 @@ class Plan:
 
     @property
     def ruled(self) -> frozenset[str]:
-        """Of all calls, be their parts in this plan or in another pass's."""
-        return frozenset(name for call in self.calls for name in call.names)
+        return frozenset(name for part in self.parts if part.call is not None for name in part.names)
 
     @property
     def sampled(self) -> tuple[str, ...]:
@@ -104,11 +103,6 @@ class Plan:
     def bytes_per_sample(self) -> float:
         """Kept for each sample of one member."""
         return sum(part.bytes_per_sample for part in self.parts)
-
-    def cost_from(self, first: int) -> float:
-        """FLOPs of a sample's forward pass and of its backward passes to the output of the call ``first``."""
-        work = [2 * size.positions * size.parameters if (size := _size(call)) else 0 for call in self.calls]
-        return sum(work) + self.c * sum(work[first + 1 :])
 
     @property
     def flops(self) -> float:

@@ -14,7 +14,7 @@ from live_bytes import LiveBytes
 from ntk_networks import OwnAttention, resnet
 from torch import Tensor, nn
 
-from bench.ntk import empirical_ntk, explain, passes, tiles, write_ntk
+from bench.ntk import empirical_ntk, tiles, write_ntk
 from models.cnn import cnn
 from models.mlp import mlp
 
@@ -60,61 +60,6 @@ def test_the_peak_stays_within_the_budget_and_the_kernel_the_same(name):
             kernel = empirical_ntk(net, x, memory=smallest + 1)
         assert bytes_.peak - expected.nbytes <= smallest + 1
         assert float((kernel - expected).abs().max()) < 1e-5 * float(expected.abs().max())
-
-
-@pytest.mark.parametrize("name", ["mlp of ten outputs", "cnn", "resnet", "attention", "by sample"])
-@pytest.mark.parametrize("by_layer", [False, True])
-def test_layers_one_after_another_are_the_kernel(name, by_layer, monkeypatch):
-    net, x = networks()[name]
-    x2 = x[: len(x) // 2]
-    params = {name: torch.stack([p.detach(), 0.5 * p.detach()]) for name, p in net.named_parameters()}
-    calls = [(x, None), (x, x2)]
-    expected = [empirical_ntk(net, *sides, by_layer=by_layer, params=params, method="layerwise") for sides in calls]
-    monkeypatch.setattr(passes, "SMALL", 0)
-    monkeypatch.setattr(passes, "EXTRA", 1e9)
-    monkeypatch.setattr(tiles.Kernel, "_small", lambda self: False)
-    seen = []
-    original = tiles.layers
-    monkeypatch.setattr(
-        tiles, "layers", lambda r, plan, *rest: seen.append(len(plan.parts)) or original(r, plan, *rest)
-    )
-    for sides, kernel in zip(calls, expected, strict=True):
-        found = empirical_ntk(net, *sides, by_layer=by_layer, params=params, method="layerwise")
-        shares = [(found, kernel)] if not by_layer else [(found[module], kernel[module]) for module in kernel]
-        scale = max(float(share.abs().max()) for _, share in shares)
-        for share, right in shares:
-            assert float((share - right).abs().max()) < 1e-5 * scale  # 1e3 terms of 6e-8 in another order
-    assert max(seen) < len(explain(net, x, method="layerwise").parts)
-
-
-def test_half_of_the_gradients_are_kept_at_a_time():
-    """Two layers of much the same size, one after the other: half of it, and a quarter of the budget for a pass."""
-    net, x = cnn(3, 40, 3, 10, readout="gap"), torch.randn(64, 3, 6, 6)
-    parameters = sum(p.numel() for p in net.parameters())
-    kept = 4 * 64 * 10 * parameters
-    with LiveBytes() as bytes_:
-        empirical_ntk(net, x, memory=2**25)
-    kernel = 4 * (64 * 10) ** 2
-    assert bytes_.peak - kernel < 0.8 * kept
-
-
-def test_a_kernel_whose_layers_do_not_fit_passes_few_samples_twice():
-    """With half of what is kept, and half of that for layers: strips of an eighth of the samples, so that each passes
-    (8 + 1) / 2 times. Square tiles took 9.5."""
-    net, x = mlp(64, 128, 2, 10), torch.randn(400, 64)
-    kept = 4 * 400 * (10 * (128 + 128 + 10) + 64 + 128 + 128)
-    seen = []
-    original = tiles.layers
-
-    def counted(request, plan, members, x, into=None):
-        seen.append(len(x))
-        return original(request, plan, members, x, into)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "layers", counted)
-        patch.setattr(tiles, "passes", lambda *rest: None)
-        empirical_ntk(net, x, memory=kept // 2)
-    assert sum(seen) <= 4.5 * 400
 
 
 def test_a_kernel_that_does_not_fit_is_refused_with_the_remedy(monkeypatch):

@@ -253,7 +253,7 @@ def test_tall_tiles_cover_once_and_make_less_twice(n1, n2, memory, symmetric) ->
 
 
 def test_tall_tiles_have_few_strips() -> None:
-    """Room for what 450 rows and columns need, and a tile: 400 rows and 50 columns, instead of 200 and 200."""
+    """Of what 450 rows and columns need there is room, and for tiles: 400 rows and 50 columns, not 250 and 200."""
     cost = lambda r, c: 100 * (r + c) + r * c  # noqa: E731
     for symmetric in (False, True):
         rows, cols = tile_shape(1600, 1600, cost, 65_000, symmetric, tall=True)

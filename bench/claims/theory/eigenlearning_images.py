@@ -14,7 +14,7 @@ from bench.studies.hermite_images import HermiteImages, hermite_images
 from bench.studies.image_pairs import ImagePairs, image_pairs
 from bench.studies.study import Request
 
-SET = "Windows from seeds 0 to 3, looked at once more on a random redraw, 2026-11-25."
+SET = "Windows from seeds 0 to 3, 2026-11-25."
 
 Seeds = tuple[int, ...]
 

@@ -18,7 +18,7 @@ from bench.studies.pure_modes import PureModes, pure_modes
 from bench.studies.study import Request
 
 PAPER = "Simon, Dickens, Karkada, DeWeese, TMLR 2023"
-SET = "Windows from seeds 0 to 7, looked at once more on a random redraw, 2026-11-25."
+SET = "Windows from seeds 0 to 7, some of them moved after a random redraw, 2026-11-25."
 
 Seeds = tuple[int, ...]
 Arrays = dict[str, np.ndarray]

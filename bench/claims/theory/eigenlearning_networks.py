@@ -16,7 +16,7 @@ from bench.studies.study import Request
 from bench.studies.width_dependence import WidthDependence, width_dependence
 
 PAPER = "Simon, Dickens, Karkada, DeWeese, TMLR 2023"
-SET = "Windows from seeds 0 to 3, looked at once more on a random redraw, 2026-11-25."
+SET = "Windows from seeds 0 to 3, some of them moved after a random redraw, 2026-11-25."
 
 Seeds = tuple[int, ...]
 
