@@ -39,7 +39,11 @@ class Layer:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        return self.w, self.b, self.ws, self.bs, (self.right - self.left) ** 2, self.right * self.left
+        """Of the layer, then of the activation: the square of its bend, the product of its slopes, and the product of
+        derivatives where one and where both sides are exactly 0: there autograd takes the slope on the left."""
+        layer = self.w, self.b, self.ws, self.bs
+        mean = (self.right + self.left) / 2
+        return *layer, (self.right - self.left) ** 2, self.right * self.left, self.left * mean, self.left**2
 
     @property
     def wraps(self) -> bool:

@@ -92,7 +92,7 @@ class CompiledDense:
             r.append(np.where(root > 0, 1 / np.where(root > 0, root, 1), 0))
             if layer.kind == BENT:
                 half = (layer.right**2 + layer.left**2) / 2
-                q, t = half * q, half * t
+                q, t = half * q, np.where(root > 0, half, layer.left**2) * t
         return np.stack(s).astype(self.kind), np.stack(r).astype(self.kind), q.astype(self.kind), t.astype(self.kind)
 
 
@@ -109,7 +109,7 @@ def run_dense(K, T, numbers, bent, s1, r1, s2, r2):  # type: ignore[no-untyped-d
             t[i] = zero
         for layer in range(len(numbers)):
             w, b, ws, bs = numbers[layer, 0], numbers[layer, 1], numbers[layer, 2], numbers[layer, 3]
-            bend, straight = numbers[layer, 4], numbers[layer, 5]
+            bend, straight, at_one, at_both = numbers[layer, 4], numbers[layer, 5], numbers[layer, 6], numbers[layer, 7]
             for i in range(cols):
                 t[i] = w * t[i] + ws * k[i] + bs
                 k[i] = w * k[i] + b
@@ -127,4 +127,5 @@ def run_dense(K, T, numbers, bent, s1, r1, s2, r2):  # type: ignore[no-untyped-d
                 sine = root * math.sqrt(one + a)
                 share = bend * rest * turn
                 k[i] = bend * turn * (sx * sy[i]) * sine + (share + straight) * z
-                t[i] = (share + straight) * t[i]
+                flat = at_both if rx == zero and ry[i] == zero else at_one
+                t[i] = (flat if rx == zero or ry[i] == zero else share + straight) * t[i]

@@ -83,11 +83,11 @@ def _arccos_over_root(a):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, nogil=True, error_model="numpy", inline="always")
-def bend_row(k, t, s1, r1, s2, r2, n, bend, straight):  # type: ignore[no-untyped-def]
+def bend_row(k, t, s1, r1, s2, r2, n, bend, straight, at_one, at_both):  # type: ignore[no-untyped-def]
     """A piecewise linear activation on `n` covariances k and tangents t, in place.
 
     s, r: standard deviations of either side, and their inverses (0 for 0); bend = (right - left)^2,
-    straight = right left of the slopes.
+    straight = right left of the slopes; at_one, at_both: see Layer.numbers.
     """
     zero, one = k.dtype.type(0), k.dtype.type(1)
     # Beyond this a correlation is 1 but for rounding: its root would show in the angle.
@@ -104,7 +104,9 @@ def bend_row(k, t, s1, r1, s2, r2, n, bend, straight):  # type: ignore[no-untype
         sine = root * math.sqrt(one + a)
         share = bend * rest * turn
         k[i] = bend * turn * (s1[i] * s2[i]) * sine + (share + straight) * z
-        t[i] = (share + straight) * t[i]
+        slope = share + straight
+        flat = at_both if r1[i] == zero and r2[i] == zero else at_one
+        t[i] = (flat if r1[i] == zero or r2[i] == zero else slope) * t[i]
 
 
 @njit(cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, nogil=True, error_model="numpy")
@@ -170,7 +172,7 @@ def run_layer(K, T, hK, hT, base, g, wraps, rows_in, cols_in, rows, cols, v, s1,
             p, q = top + r, top + r + dr
             if q >= len(s2):
                 q -= len(s2)
-            bend_row(k, t, s1[p, x:], r1[p, x:], s2[q, y:], r2[q, y:], n, v[4], v[5])
+            bend_row(k, t, s1[p, x:], r1[p, x:], s2[q, y:], r2[q, y:], n, v[4], v[5], v[6], v[7])
 
 
 @njit(cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, nogil=True, error_model="numpy")
@@ -179,7 +181,7 @@ def run_stage(x, y, pooled, K_in, T_in, geometry, numbers, wraps, s1, r1, s2, r2
 
     x, y: images [channels, S, S * LANES] scaled so that products are covariances, read if not `pooled`; else K_in,
     T_in [S, S, S, S * LANES]. geometry: [layers, 5] (window, pixels before, sides before and after, activation);
-    numbers: [layers, 6] (w, b, ws, bs, and two of the activation). s1 ... r2: [layers, S, S * LANES]. Where windows go
+    numbers: [layers, 8] (w, b, ws, bs, and four of the activation). s1 ... r2: [layers, S, S * LANES]. Where windows go
     around the image (`wraps`) displacements do too, q = p + d mod S, and y, s2 and r2 hold their columns twice.
     `equal`: only displacement 0. K_out, T_out: [s, s, s, s * LANES] for windows of `pool` pixels, to add to. scratch:
     [4, side, side * LANES].

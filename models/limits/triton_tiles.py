@@ -46,8 +46,8 @@ def _arccos_over_root(a, ACCURATE: tl.constexpr):
 
 
 @triton.jit
-def _bend(k, t, s1, s2, bend, straight, ACCURATE: tl.constexpr):
-    """A piecewise linear activation: bend = (right - left)^2, straight = right left of its slopes."""
+def _bend(k, t, s1, s2, bend, straight, at_one, at_both, ACCURATE: tl.constexpr):
+    """A piecewise linear activation: bend, straight, at_one and at_both as in Layer.numbers."""
     scale = s1 * s2
     c = k / tl.where(scale > 0, scale, 1.0)
     a = tl.abs(c)
@@ -57,7 +57,9 @@ def _bend(k, t, s1, s2, bend, straight, ACCURATE: tl.constexpr):
     arc = root * _arccos_over_root(a, ACCURATE)
     rest = tl.where(c < 0, arc, _PI - arc)
     slope = bend * _TURN * rest + straight
-    return bend * _TURN * scale * root * tl.sqrt(1 + a) + slope * k, slope * t
+    flat = tl.where((s1 == 0) & (s2 == 0), at_both, at_one)
+    gain = tl.where((s1 == 0) | (s2 == 0), flat, slope)
+    return bend * _TURN * scale * root * tl.sqrt(1 + a) + slope * k, gain * t
 
 
 @triton.jit
@@ -149,7 +151,7 @@ def run_stage(
 
     x, y: images [n, channels, size, size] scaled so that products are covariances, or, if POOLED, the sums [pairs, 2,
     windows, windows, 4, size, size] of the stage before in `pooled`. first, second: numbers of the images of each pair.
-    s1, s2: deviations [layers, n, size, size]. geometry [layers, 5] and numbers [layers, 6] as in tiles.py, then the
+    s1, s2: deviations [layers, n, size, size]. geometry [layers, 5] and numbers [layers, 8] as in tiles.py, then the
     scale of sums. out: PHASES: [pairs, 2, side / pool, side / pool, 4, last / pool, last / pool]; else sums over all p
     of a group, [pairs, 2, groups]. WRAPS: windows go around the image; ACCURATE: float64.
     """
@@ -182,7 +184,7 @@ def run_stage(
                 t = tl.zeros([BLOCK, BLOCK], kind)
             layer = 0
             while layer < layers:  # a `for` would carry the tile in the layouts of all products, and bend each
-                ints, floats = geometry + layer * 5, numbers + layer * 6
+                ints, floats = geometry + layer * 5, numbers + layer * 8
                 span = tl.load(ints)
                 if span > 1:
                     before, inputs, outputs = tl.load(ints + 1), tl.load(ints + 2), tl.load(ints + 3)
@@ -199,7 +201,8 @@ def run_stage(
                 if tl.load(ints + 4) == _BENT:
                     here, there = (layer * n1 + one) * size * size, (layer * n2 + two) * size * size
                     sx, sy = tl.load(s1 + here + p, inside, 0.0), tl.load(s2 + there + q, inside, 0.0)
-                    k, t = _bend(k, t, sx, sy, tl.load(floats + 4), tl.load(floats + 5), ACCURATE)
+                    bend, straight = tl.load(floats + 4), tl.load(floats + 5)
+                    k, t = _bend(k, t, sx, sy, bend, straight, tl.load(floats + 6), tl.load(floats + 7), ACCURATE)
                 layer += 1
             left_over = ((i < last) & (q_row < last))[:, None] & ((i < last) & (q_col < last))[None, :]
             k, t = tl.where(left_over, k, 0.0), tl.where(left_over, t, 0.0)
@@ -211,7 +214,7 @@ def run_stage(
                 k, t = _both(k, R, C, ACCURATE), _both(t, R, C, ACCURATE)
             total_k += k
             total_t += t
-    scale = tl.load(numbers + layers * 6)
+    scale = tl.load(numbers + layers * 8)
     if PHASES:
         s = last // pool
         phase = quarter[:, None] * 2 + quarter[None, :]

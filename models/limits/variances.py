@@ -24,7 +24,8 @@ def deviations(stage: Stage, q: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tens
         found.append(_grown(q.clamp_min(0).sqrt(), stage.size))
         if layer.dual is not None:
             after = layer.dual(Kernels(q, t, 1, tuple(q.shape[1:]), gaussian=True, diagonal=True, variances=(q, q)))
-            q, t = after.nngp, after.ntk
+            # Where a pixel is exactly 0 the derivative is the slope on the left, as autograd has it.
+            q, t = after.nngp, torch.where(q == 0, layer.left**2 * t, after.ntk)
     return torch.stack(found), q, t
 
 

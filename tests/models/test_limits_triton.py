@@ -86,6 +86,20 @@ def test_symmetric_and_black_images() -> None:
         torch.testing.assert_close(kernel.double().diagonal(), reference.diagonal(), rtol=2e-6, atol=0)
 
 
+def test_patches_of_exactly_zero_with_trained_biases() -> None:
+    """The derivative at 0 is autograd's, in every engine; with the angle's share there it is per cents off."""
+    of = {"parameterization": "standard", "w_std": 1.0, "b_std": 0.0}
+    net = nn.Sequential(
+        Conv2d(1, 4, 3, padding=1, **of), nn.LeakyReLU(0.3), Conv2d(4, 4, 3, padding=1, **of), nn.ReLU()
+    )
+    limit = infinite_width(averaged(*net, Conv2d(4, 3, 1, **of)))
+    x1, x2 = (torch.randn(2, 1, 6, 6, device=DEVICE) for _ in range(2))
+    x1[:, :, :4] = 0
+    x2[1] = 0
+    found, expected = limit(x1, x2, engine="triton"), limit(x1.double(), x2.double(), engine="torch")
+    torch.testing.assert_close(found.ntk.double(), expected.ntk, rtol=2e-6, atol=0)
+
+
 def test_refusals(monkeypatch) -> None:
     x = torch.randn(2, 2, 4, 4, device=DEVICE)
     with pytest.raises(ValueError, match="engine='triton' knows chains of convolutions of stride 1"):
