@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import pydoc
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from bench.compare import Comparison
 from bench.config import check
 from bench.predict import JITTER
 from bench.studies.cell import Cell
+from bench.studies.named import shapes_of
 from bench.studies.study import FOLDER, Request, make_settings
 from bench.train import Trainer, width_of
 from bench.trained import seed_of
@@ -204,10 +204,7 @@ def _make(field: str, settings: Any, kind: type, **more: Any) -> Any:
 
 def _model(settings: DictConfig, task: Task) -> nn.Module:
     """The model for this task: the shapes that its maker asks for by name are the task's."""
-    shape = task.x_shape
-    known: dict[str, Any] = {"in_features": math.prod(shape), "out_features": task.outputs}
-    if len(shape) == 3:
-        known |= {"in_channels": shape[0], "image_size": shape[1]}
+    shape, known = task.x_shape, shapes_of(task)
     try:
         maker: Any = pydoc.locate(str(settings._target_))
     except pydoc.ErrorDuringImport as error:
