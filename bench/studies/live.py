@@ -1,4 +1,4 @@
-"""While a cell trains: the losses of its networks, and how the kernel of one of each batch moves, aligns and explains it.
+"""While a cell trains: its networks' losses, and how the kernel of one a batch moves, aligns and explains its network.
 
 Of what the comparisons say at the end, the part that can be known before: the after-kernel is not, so the match is that
 of the kernel of the moment to the network of the moment, and that of the linearised network, after the very same steps.
@@ -6,6 +6,7 @@ of the kernel of the moment to the network of the moment, and that of the linear
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from bench.train import initialised
 from bench.trained import Member, label_set
 from tasks.task import Task
 
+log = logging.getLogger(__name__)
+
 Row = Mapping[str, float]
 Log = Callable[[Mapping[str, Row]], None]
 """Told what was seen at one look: member's name -> name of a quantity -> number; ``steps`` and ``time`` among them."""
@@ -44,10 +47,16 @@ HELD_OUT = 64
 """Test points, the first ones."""
 
 
-def watcher(cell: Cell, log: Log, share: float = SHARE) -> Callable[[Sequence[Member]], Live]:
-    """For ``Trainer.parts``: a ``Live`` for each batch of the cell's members."""
-    shown = {member.name for member in cell.members[:SHOWN]}
-    return lambda batch: Live(cell, batch, shown, log, share)
+class Watcher:
+    """For ``Trainer.parts``: a ``Live`` for each batch of the cell's members. ``seconds``: of CPU that they took."""
+
+    def __init__(self, cell: Cell, log: Log, share: float = SHARE) -> None:
+        self.cell, self.log, self.share = cell, log, share
+        self.shown = {member.name for member in cell.members[:SHOWN]}
+        self.seconds = 0.0
+
+    def __call__(self, batch: Sequence[Member]) -> Live:
+        return Live(self, batch)
 
 
 class Live:
@@ -64,21 +73,25 @@ class Live:
     - ``test_error`` of f_t against the clean labels, relative.
     """
 
-    def __init__(self, cell: Cell, batch: Sequence[Member], shown: set[str], log: Log, share: float) -> None:
+    def __init__(self, watcher: Watcher, batch: Sequence[Member]) -> None:
+        self.watcher = watcher
         self.batch = batch
-        self.shown = {place for place, member in enumerate(batch) if member.name in shown}
-        self.log = log
-        self.share = share
-        self.first = _First(cell, batch[0]) if 0 in self.shown else None
-        self.next, self.last, self.began = 0, time.monotonic(), time.process_time()
+        self.shown = {place for place, member in enumerate(batch) if member.name in watcher.shown}
+        self.first = _First(watcher.cell, batch[0]) if 0 in self.shown else None
+        self.next, self.last, self.began = 0, time.monotonic(), time.perf_counter()
         self.spent, self.cost = 0.0, 0.0
 
     def due(self, iteration: int) -> bool:
         return iteration >= self.next or (iteration % 32 == 0 and time.monotonic() - self.last > SECONDS)
 
     def look(self, moment: Moment) -> None:
-        iteration = max(1, self.next)
-        self.next, self.last = math.ceil(iteration * APART), time.monotonic()
+        self.next, self.last = math.ceil(max(1, self.next) * APART), time.monotonic()
+        started = time.process_time()
+        if rows := self._rows(moment):
+            self.watcher.log(rows)
+        self.watcher.seconds += time.process_time() - started
+
+    def _rows(self, moment: Moment) -> dict[str, Row]:
         rows: dict[str, Row] = {}
         for row, place in enumerate(moment.members):
             if place not in self.shown:
@@ -87,18 +100,28 @@ class Live:
             seen = {"steps": float(len(taken)), "time": float(taken.sum())}
             seen |= {"loss": float(moment.losses[row]), "loss_time": float(moment.loss_times[row])}
             if place == 0 and self.first is not None and self._affordable():
-                started = time.process_time()
-                params = {name: value[row] for name, value in moment.params.items()}
-                seen |= self.first.look(params, taken, moment.momenta[row])
-                self.cost = time.process_time() - started
-                self.spent += self.cost
+                seen |= self._of_first(
+                    {n: value[row] for n, value in moment.params.items()}, taken, moment.momenta[row]
+                )
             rows[self.batch[place].name] = {name: value for name, value in seen.items() if math.isfinite(value)}
-        if rows:
-            self.log(rows)
+        return rows
+
+    def _of_first(self, params: Mapping[str, Tensor], steps: np.ndarray, momenta: np.ndarray) -> Row:
+        assert self.first is not None
+        started = time.perf_counter()
+        try:
+            return self.first.look(params, steps, momenta)
+        except Exception as problem:  # memory, or a network without a kernel: the training must go on
+            self.first = None
+            log.warning("The kernel is not watched while training (%s).", " ".join(str(problem).split())[:300])
+            return {}
+        finally:
+            self.cost = time.perf_counter() - started
+            self.spent += self.cost
 
     def _affordable(self) -> bool:
         """What one more kernel takes is known once the first was looked at."""
-        return self.spent + self.cost <= self.share * (time.process_time() - self.began) or not self.cost
+        return self.spent + self.cost <= self.watcher.share * (time.perf_counter() - self.began) or not self.cost
 
 
 @dataclass(frozen=True)
