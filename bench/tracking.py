@@ -259,8 +259,12 @@ def history(record: Record) -> list[dict[str, float]]:
 
 
 def summary(record: Record) -> dict[str, float]:
-    """Every score and its standard error; what is not finite is left out."""
-    values = {}
+    """Every score and its standard error, and the numbers of the card; what is not finite is left out."""
+    values = {
+        key: float(value)
+        for key, value in record.card.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
     for score in record.scores:
         values[score.name] = score.value
         values[f"{score.name}_standard_error"] = score.standard_error

@@ -96,6 +96,15 @@ def rows_of(records: Iterable[Any]) -> list[dict[str, Any]]:
     ]
 
 
+def summary_of(records: Iterable[Any]) -> dict[str, Any]:
+    return {
+        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+        for r in records
+        if r.WhichOneof("record_type") == "summary"
+        for item in r.summary.update
+    }
+
+
 def test_offline_run_is_quiet_and_writes_in_its_folder_only(offline: dict[str, Any]) -> None:
     assert offline["process"].returncode == 0
     assert offline["process"].stdout == offline["process"].stderr == ""
@@ -131,17 +140,13 @@ def test_offline_run_holds_curves_tables_and_plots(offline: dict[str, Any]) -> N
 
 
 def test_offline_run_holds_the_summary(offline: dict[str, Any]) -> None:
-    logged = {
-        item.key or "/".join(item.nested_key): json.loads(item.value_json)
-        for r in offline["records"]
-        if r.WhichOneof("record_type") == "summary"
-        for item in r.summary.update
-    }
+    logged = summary_of(offline["records"])
     assert logged["after/skill"] == 0.84
     assert logged["after/skill_standard_error"] == 0.02
     assert logged["initial/skill"] == -0.5
     assert "initial/skill_standard_error" not in logged
     assert logged["status"] == "done"
+    assert logged["width"] == 8
 
 
 def test_what_was_handed_over_is_not_handed_over_again(tmp_path: Path) -> None:
