@@ -109,12 +109,12 @@ def _sections() -> list[Section]:
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces import workspaces as ws
 
-    live = [
+    live: list[Any] = [
         wr.LinePlot(title=title, x=f"live/{WATCHED}/time", y=[f"live/{WATCHED}/{key}"], log_x=True,
                     log_y=key in LOG_Y, title_x="training time")
         for key, title in LIVE.items()
     ]  # fmt: skip
-    training = [
+    training: list[Any] = [
         wr.LinePlot(title=title, x=TIME, y=[f"training/{key}"], log_x=True, log_y=key in LOG_Y,
                     title_x="training time")
         for key, title in TRAINING.items()
@@ -126,7 +126,7 @@ def _sections() -> list[Section]:
         )
     ]
     match += [wr.BarPlot(title=f"Skill: {name}", metrics=[f"{name}/skill"], orientation="h") for name in PREDICTORS]
-    by_width = [
+    by_width: list[Any] = [
         wr.ScatterPlot(title=title, x=wr.SummaryMetric("width"), y=wr.SummaryMetric(name), log_x=True,
                        log_y=name in LOG_Y)
         for name, title in BY_WIDTH.items()

@@ -143,7 +143,7 @@ class Tracker:
         self.name = name
         self.works = mode != "disabled"
         self._mode: Mode = mode
-        self._identity = {"project": project, "group": group, "id": run_id}
+        self._identity: Mapping[str, Any] = {"project": project, "group": group, "id": run_id}
         self._config = config
         self._folder = folder
         self._rows = Rows(folder)
