@@ -184,11 +184,8 @@ def _page(settings: BiasVariance) -> dict[str, Any]:
     whole, inits = ("test_error", "bias", "variance_data"), ("variance_init", "variance_both")
 
     def curves(names: tuple[str, ...]) -> tuple[Curve, ...]:
-        return tuple(
-            Curve(shown[name], f"{array}{name}", kind)
-            for name in names
-            for array, kind in (("", "network"), ("fit_", "theory"))
-        )
+        pairs = ((Curve(shown[n], n, "network"), Curve(shown[n], f"fit_{n}", "theory")) for n in names)
+        return tuple(curve for pair in pairs for curve in pair)
 
     x = ("widths", "width", "relative to mean y²")
     apart = (Curve("mean function", "consistency", "network"), Curve("single networks", "distance", "network"))

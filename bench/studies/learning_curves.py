@@ -69,8 +69,9 @@ def learning_curves(settings: LearningCurves) -> Record:
     ``error_network``, ``error_after`` (the network's own K_T on its own data), ``error_initial`` (K_0),
     ``error_infinite``: [seeds, n]. ``error_fresh`` [seeds, n trained on, n used]: K_T of the network that was trained
     on so many points, in regression on so many *other* points, which the network has not seen; a row is the curve of
-    one fixed kernel, and its diagonal is ``error_after_fresh`` [seeds, n]. Networks that did not reach the tolerance are
-    nan, and the record says so. Regression is without ridge (``noise`` or not), from base zero; networks are centred.
+    one fixed kernel, and its diagonal is ``error_after_fresh`` [seeds, n]. Networks that did not reach the tolerance
+    are nan, and the record says so. Regression is without ridge (``noise`` or not), from base zero; networks are
+    centred.
     """
     seeds = [_seed(settings, seed) for seed in settings.seeds]
     arrays = {name: np.array([found[name] for found, _ in seeds]) for name in seeds[0][0]}
@@ -173,8 +174,8 @@ def _page(settings: LearningCurves, limited: bool) -> dict[str, Any]:
     text = (
         f"Test error of networks of width {settings.width} (richness {settings.richness}) on {settings.task} against "
         "the number of training points, and of regression with their kernels. An after-kernel has seen its labels: on "
-        "its own data it repeats what the network learnt there; on as many fresh points it shows what the kernel itself "
-        "has learnt. Exponents are alpha of error ~ N^-alpha, fitted to the mean over the seeds"
+        "its own data it repeats what the network learnt there; on as many fresh points it shows what the kernel "
+        "itself has learnt. Exponents are alpha of error ~ N^-alpha, fitted to the mean over the seeds"
         + (f" from N = {settings.fit_from} on." if settings.fit_from else ".")
     )
     return page(f"Learning curves: {settings.task}, width {settings.width}", text, panels)
