@@ -96,6 +96,8 @@ def job(config: DictConfig) -> None:
     """One cell, in whatever process the launcher gives it. Never raises: what went wrong is in the record."""
     torch.set_num_threads(1)
     started = time.perf_counter()
+    if progress.stopping():
+        return
     if config.study is not None:
         _study(config, started)
         return
@@ -154,8 +156,9 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
     tracker = _tracker(config, cell.name, folder)
     watcher = Watcher(cell, tracker.live) if tracker.works else None
     try:
-        with sigterm() as stop:
-            record, seconds = study.run(cell, folder, report, stop, watcher)
+        with sigterm() as told:
+            asked = progress.asked_to_stop()
+            record, seconds = study.run(cell, folder, report, lambda: told() or asked(), watcher)
         begun = time.process_time()
         tracker.finish(record)
         live = watcher.seconds if watcher else 0.0
@@ -163,7 +166,8 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
         seconds["tracking"] = live + time.process_time() - begun
     except Interrupted:
         tracker.finish(record)
-        raise
+        if progress.STOP not in os.environ:  # in a worker, it would end the others before their states are written
+            raise
     except Exception as error:  # one cell's failure must not end the sweep
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         record = Record(cell.name, "failed", reason, dict(cell.card))
