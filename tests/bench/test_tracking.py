@@ -216,6 +216,20 @@ def test_a_failure_inside_wandb_is_one_warning(
     assert dict(os.environ) == before
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "rows.jsonl").symlink_to("/dev/full")
+    one = tracker(tmp_path)
+    for step in range(3):
+        one.live({"a": {"steps": float(step), "time": 0.0, "loss": 1.0}})
+    one.finish(record())
+    assert [r.getMessage() for r in caplog.records] == [
+        "W&B did not record staircase-mlp-w8-abc ([Errno 28] No space left on device); its result is safe on disk."
+    ]
+    assert not tracking.is_tracked("offline", tmp_path)
+
+
 def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from bench import tracking; from bench.record import Record\n"
