@@ -58,7 +58,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """``seconds`` of one process and its ``bytes`` at the most; ``steps`` of training (0 for a study), ``source`` of the
+    """``seconds`` of one process and its ``bytes`` at the most; ``steps`` of training, 0 for a study; ``source`` of the
     speed.
 
     ``bound``: no theory says how many steps these settings take, and seconds and steps are the most there can be.
