@@ -116,7 +116,8 @@ def test_offline_run_holds_identity_and_config(offline: dict[str, Any]) -> None:
     run = next(r.run for r in offline["records"] if r.WhichOneof("record_type") == "run")
     assert (run.run_id, run.project, run.run_group, run.display_name) == (
         "abc123", "p", "after_kernel", "staircase-mlp-w8-abc")  # fmt: skip
-    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    updates = [run.config, *(r.config for r in offline["records"] if r.WhichOneof("record_type") == "config")]
+    config = {item.key: json.loads(item.value_json) for config in updates for item in config.update}
     assert config["trainer"] == {"step": 1.5}
     assert config["card"]["width"] == 8
 
@@ -152,24 +153,35 @@ def test_offline_run_holds_the_summary(offline: dict[str, Any]) -> None:
 def test_what_was_handed_over_is_not_handed_over_again(tmp_path: Path) -> None:
     """By one process, which dies while it writes; then by two more."""
     first = tracking.Rows(tmp_path)
-    assert first.live({"a": {"steps": 0.0}, "b": {"steps": 0.0}})[1] == 0
-    assert first.live({"a": {"steps": 5.0}})[1] == 1
+    assert first.begin("one", lambda name: False) == []
+    assert step_of(first.live({"a": {"steps": 0.0}, "b": {"steps": 0.0}})) == 0
+    assert step_of(first.live({"a": {"steps": 5.0}})) == 1
     with first.path.open("a") as file:
-        file.write('{"step": 2, "se')
+        file.write('{"step": 2, "ro')
     second = tracking.Rows(tmp_path)
-    new, step = second.live({"a": {"steps": 5.0}, "b": {"steps": 3.0}})
-    assert (list(new), step) == (["b"], 2)
-    assert second.live({"a": {"steps": 4.0}, "b": {"steps": 3.0}})[0] == {}
+    assert not second.closed
+    repeated = second.begin("two", lambda name: False)
+    assert [(step, row["live/a/steps"]) for step, row in repeated] == [(0, 0.0), (1, 5.0)]
+    step, row = second.live({"a": {"steps": 5.0}, "b": {"steps": 3.0}}) or (-1, {})
+    assert (step, row["live/b/steps"], "live/a/steps" in row) == (2, 3.0, False)
+    assert second.live({"a": {"steps": 4.0}, "b": {"steps": 3.0}}) is None
     rows = [{"x": float(i)} for i in range(4)]
     handed = second.curves(rows)
-    assert [next(handed) for _ in range(2)] == [({"x": 0.0}, 3), ({"x": 1.0}, 4)]
+    assert [next(handed) for _ in range(2)] == [(3, {"x": 0.0}), (4, {"x": 1.0})]
     third = tracking.Rows(tmp_path)
-    assert list(third.curves(rows)) == [({"x": 2.0}, 5), ({"x": 3.0}, 6)]
-    assert not third.ended
-    third.end()
-    assert tracking.Rows(tmp_path).ended
-    assert list(tracking.Rows(tmp_path).curves([{"x": 9.0}])) == [({"x": 9.0}, 8)]  # more seeds: curves of another mean
-    assert not tracking.Rows(tmp_path).ended
+    assert [step for step, _ in third.begin("three", lambda name: name == "two")] == []  # sent: nothing is repeated
+    assert list(third.curves(rows)) == [(5, {"x": 2.0}), (6, {"x": 3.0})]
+    assert third.table() == 7
+    third.close(ended=True)
+    fourth = tracking.Rows(tmp_path)
+    assert fourth.ended
+    assert [step for step, _ in fourth.begin("four", lambda name: name == "two")] == [5, 6]
+    assert not fourth.ended
+    assert list(fourth.curves([{"x": 9.0}])) == [(8, {"x": 9.0})]  # more seeds: curves of another mean
+
+
+def step_of(handed: tuple[int, Any] | None) -> int:
+    return -1 if handed is None else handed[0]
 
 
 def test_history_averages_members_on_one_grid() -> None:
