@@ -1,4 +1,4 @@
-"""Eigenlearning's studies of kernels on small inputs, every number again: by loops, numpy's solvers and closed forms."""
+"""Studies of kernels on small inputs, every number again: by loops, numpy's solvers and closed forms."""
 
 from __future__ import annotations
 
