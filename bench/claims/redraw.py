@@ -57,23 +57,23 @@ def redraw(
         if (line["code"], line["size"], line["asked_seeds"]) == (code, size, seeds) and not line["reason"]
     }
 
-    def attempt(items: Sequence[Claim], number: int) -> None:
-        items = [claim for claim in items if (claim.name, number) not in known]
-        first = FIRST + APART * number
-        for outcome in check(items, folder, size, seeds, first, jobs, own=own) if items else ():
+    def attempt(claim: Claim, number: int) -> Line:
+        if (claim.name, number) not in known:
+            first = FIRST + APART * number
+            (outcome,) = check([claim], folder, size, seeds, first, jobs, own=own)
             assert isinstance(outcome, Outcome)
             line = store.plain({**_line(outcome, number), "code": code, "size": size, "asked_seeds": seeds})
-            known[outcome.claim.name, number] = line
+            known[claim.name, number] = line
             store.append_line(results, line)
             said = "as on record" if line["as_recorded"] else f"{line['verdict']}, NOT as on record. {line['reason']}"
             missed = "".join(f" Control NOT rejected: {wrong}." for wrong in line["controls_missed"])
-            tell(f"{outcome.claim.name}, seeds from {first}: {said}{missed}")
+            tell(f"{claim.name}, seeds from {first}, {line['seconds']:.1f} s: {said}{missed}")
+        return known[claim.name, number]
 
-    attempt(claims, 0)
-    cost = {claim.name: known[claim.name, 0]["seconds"] for claim in claims}
+    cost = {claim.name: attempt(claim, 0)["seconds"] for claim in claims}
     for claim in sorted(claims, key=lambda claim: cost[claim.name]):
         for number in range(1, sets):
-            attempt([claim], number)
+            attempt(claim, number)
     wanted = {claim.name for claim in claims}
     return [line for (name, number), line in known.items() if name in wanted and number < sets]
 
