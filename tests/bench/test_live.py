@@ -125,7 +125,7 @@ def test_a_kernel_that_cannot_be_had_is_one_warning(
 def test_a_cell_that_is_killed_goes_on_with_its_wandb_run(tmp_path: Path) -> None:
     """Killed with ``kill -9`` and by SIGTERM, in the middle of training: three processes, one run, no step twice."""
     command = [
-        sys.executable, "-m", "bench", *SETTINGS, "trainer.tolerance=0.0", "trainer.max_steps=12000",
+        sys.executable, "-m", "bench", *SETTINGS, "trainer.tolerance=0.0", "trainer.max_steps=5000",
         "trainer.step=0.05", "seeds.init=2", "seeds.data=1", "report=null", "tracking=offline",
     ]  # fmt: skip
     deaths = []
