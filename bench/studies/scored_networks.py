@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.compare import (
     Comparison,
     Empirical,
     Features,
+    Flows,
     InfiniteWidth,
     Linearised,
+    Margin,
     Motion,
     Networks,
     Rivals,
@@ -24,12 +27,13 @@ from bench.studies.named import make, shapes_of
 from bench.studies.study import result
 from bench.train import Trainer
 from bench.trained import Member, Trained, seed_of
+from tasks.task import Task
 
 COMPARISONS: Mapping[str, Comparison] = {
     comparison.name: comparison
     for comparison in (
         Empirical("after"), Empirical("initial"), InfiniteWidth(), Rivals(), Linearised(), Features(), Motion(),
-        Networks(), Trajectory(),
+        Networks(), Trajectory(), Margin(), Flows(),
     )
 }  # fmt: skip
 
@@ -51,6 +55,7 @@ class ScoredNetworks:
         trainer: what differs from ``Trainer``'s defaults.
         compare: names of the comparisons to ask, see ``COMPARISONS``.
         inits: networks a seed; a seed is a data draw.
+        codes: several classes are coded by random signs, as many outputs as classes, in place of one-hot.
     """
 
     task: str
@@ -62,6 +67,7 @@ class ScoredNetworks:
     depth: int = 1
     activation: str = "relu"
     inits: int = 1
+    codes: bool = False
 
 
 def scored_networks(settings: ScoredNetworks) -> Record:
@@ -91,6 +97,8 @@ def train(settings: ScoredNetworks) -> Trained:
     """The networks of these settings, seed by seed."""
     tasks = [make("task", settings.task, **{**settings.task_settings, "seed": seed_of("data", seed)})
              for seed in settings.seeds]  # fmt: skip
+    if settings.codes:
+        tasks = [_coded(task, seed_of("codes", seed)) for task, seed in zip(tasks, settings.seeds, strict=True)]
     chosen = {"width": settings.width, "depth": settings.depth, "activation": settings.activation}
     net = make("model", "mlp", shapes_of(tasks[0]), **chosen, **scales(settings.activation))
     members = [
@@ -99,3 +107,10 @@ def train(settings: ScoredNetworks) -> Trained:
         for init in range(settings.inits)
     ]
     return Trainer(**settings.trainer).fit(net, tasks, members)
+
+
+def _coded(task: Task, seed: int) -> Task:
+    """One-hot labels of c classes -> the classes' codes, c random signs each."""
+    c = task.outputs
+    codes = torch.randint(2, (c, c), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
+    return replace(task, y_train=codes[task.y_train.argmax(1)], y_test=codes[task.y_test.argmax(1)])
