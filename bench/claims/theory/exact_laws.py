@@ -37,7 +37,7 @@ def _stationary(richness: float | str, centred: bool, decay: float) -> Callable[
 
 def _kinked(size: Size, seeds: Seeds) -> list[Request]:
     width, n = (64, 128) if size == "cpu" else (512, 512)
-    return [Request(exactness, Exactness("ntk", True, width, n, weight_decay=1e-2, power=1, max_steps=600,
+    return [Request(exactness, Exactness("ntk", True, width, n, power=1, max_steps=600,
                                          seeds=seeds))]  # fmt: skip
 
 
