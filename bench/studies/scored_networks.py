@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,7 +55,8 @@ class ScoredNetworks:
         trainer: what differs from ``Trainer``'s defaults.
         compare: names of the comparisons to ask, see ``COMPARISONS``.
         inits: networks a seed; a seed is a data draw.
-        codes: several classes are coded by random signs, as many outputs as classes, in place of one-hot.
+        codes: several classes are coded by random signs, as many outputs as classes, in place of one-hot: "balanced",
+            half of them of either kind, so that they sum to zero as centred one-hot labels do, or "independent".
     """
 
     task: str
@@ -67,7 +68,7 @@ class ScoredNetworks:
     depth: int = 1
     activation: str = "relu"
     inits: int = 1
-    codes: bool = False
+    codes: Literal["", "balanced", "independent"] = ""
 
 
 def scored_networks(settings: ScoredNetworks) -> Record:
@@ -98,7 +99,10 @@ def train(settings: ScoredNetworks) -> Trained:
     tasks = [make("task", settings.task, **{**settings.task_settings, "seed": seed_of("data", seed)})
              for seed in settings.seeds]  # fmt: skip
     if settings.codes:
-        tasks = [_coded(task, seed_of("codes", seed)) for task, seed in zip(tasks, settings.seeds, strict=True)]
+        tasks = [
+            _coded(task, settings.codes, seed_of("codes", seed))
+            for task, seed in zip(tasks, settings.seeds, strict=True)
+        ]
     chosen = {"width": settings.width, "depth": settings.depth, "activation": settings.activation}
     net = make("model", "mlp", shapes_of(tasks[0]), **chosen, **scales(settings.activation))
     members = [
@@ -109,8 +113,13 @@ def train(settings: ScoredNetworks) -> Trained:
     return Trainer(**settings.trainer).fit(net, tasks, members)
 
 
-def _coded(task: Task, seed: int) -> Task:
-    """One-hot labels of c classes -> the classes' codes, c random signs each."""
-    c = task.outputs
-    codes = torch.randint(2, (c, c), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
-    return replace(task, y_train=codes[task.y_train.argmax(1)], y_test=codes[task.y_test.argmax(1)])
+def _coded(task: Task, codes: str, seed: int) -> Task:
+    """One-hot labels of c classes -> the classes' codes, c signs each."""
+    c, generator = task.outputs, torch.Generator().manual_seed(seed)
+    if codes == "balanced":
+        signs = torch.arange(c) % 2
+        rows = torch.stack([signs[torch.randperm(c, generator=generator)] for _ in range(c)])
+    else:
+        rows = torch.randint(2, (c, c), generator=generator)
+    rows = rows * 2.0 - 1
+    return replace(task, y_train=rows[task.y_train.argmax(1)], y_test=rows[task.y_test.argmax(1)])
