@@ -113,20 +113,11 @@ def _by_adam(size: Size, seeds: tuple[int, ...]) -> list[Request]:
     return [*staircase(size, few), *LEARNT(size, seeds), *adam("digits")(size, few), *DIGITS(size, seeds[:12])]
 
 
-def _adam_over_descent(first: int) -> Callable[[Records], Statistics]:
-    """log of 1 - R2 of K_T by Adam over that by gradient descent, on the same draws."""
-
-    def statistics(records: Records) -> Statistics:
-        by_adam, by_descent = (1 - records[first + i].arrays["after/r2"].mean(1) for i in (0, 1))
-        return {"log (1 - R2) by Adam / by descent": np.log(by_adam / by_descent[: len(by_adam)])}
-
-    return statistics
-
-
 def _adam_in_numbers(records: Records) -> Statistics:
+    cells = [(task, how) for task in ("staircase", "digits") for how in ("Adam", "descent")]
     return {
-        f"{metric}, {task}, {how}": records[i].arrays[f"after/{name}"].mean(1)
-        for i, (task, how) in enumerate((task, how) for task in ("staircase", "digits") for how in ("Adam", "descent"))
+        f"{metric}, {task}, {how}": record.arrays[f"after/{name}"].mean(1)
+        for record, (task, how) in zip(records, cells, strict=True)
         for name, metric in (("r2", "R2"), ("skill", "skill"))
     }
 
@@ -194,21 +185,6 @@ CLAIMS = [
         seeds=16,
     ),
     Claim(
-        name="after-kernel-knows-networks-trained-by-adam",
-        statement="The after-kernel matches a network trained by Adam as well as one trained by descent: 1 - R2 at "
-        "most doubles (staircase, 256 points, richness 3).",
-        source="folklore; Adam's flow is preconditioned, and its kernel is another",
-        kind="calibrated",
-        recorded="refuted",
-        requests=_by_adam,
-        statistics=_adam_over_descent(0),
-        windows={"log (1 - R2) by Adam / by descent": Window(high=np.log(2), gap=1.0)},
-        controls=[Control("digits, where it does", _adam_over_descent(2))],
-        power="",
-        calibration="Windows from data draws 100 to 107, 2026-11-27.",
-        seeds=16,
-    ),
-    Claim(
         name="as-if-it-always-had-its-final-kernel",
         statement="Rich (staircase, richness 3): gradient flow in K_T from f_0, its time rescaled once, stays within "
         ".2 |f_T| of the network's outputs all along training.",
@@ -219,7 +195,7 @@ CLAIMS = [
         statistics=_course_missed(0),
         windows={"largest |f_t - p| / |f_T|": Window(high=0.2, gap=0.2)},
         controls=[Control("a lazy network: single index, richness .03, width 1024", _course_missed(1))],
-        power="",
+        power="Measured .52, seeds scatter by .04; the lazy networks .05 and .005.",
         calibration="Windows from data draws 100 to 107, 2026-11-27.",
         seeds=12,
     ),
