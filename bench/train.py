@@ -17,6 +17,7 @@ from torch.func import functional_call
 from bench.anchor import minimise
 from bench.batch import Batch
 from bench.descent import Rule, descend
+from bench.engines import METHODS
 from bench.ledger import SCHEDULES, Course
 from bench.losses import LOSSES, loss_of
 from bench.savepoint import Savepoint
@@ -74,6 +75,8 @@ class Trainer:
         readout_only: train the last layer only, where the network is exactly linear: the positive control.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:<index>".
         dtype: "float32" or "float64", of training; kernels and solves are always float64.
+        method: how outputs and gradients are computed: "matmul" (fully connected networks, batched by hand), "vmap",
+            "loop" (one network at a time), or "auto", whichever of them is the fastest by measurement (bench.engines).
 
     Raises:
         ValueError: a setting outside its range; one sentence that names it.
@@ -101,11 +104,13 @@ class Trainer:
     readout_only: bool = False
     device: str = "auto"
     dtype: str = "float32"
+    method: str = "auto"
 
     def __post_init__(self) -> None:
         _check_richness(self.richness)
         _check_step(self.step, self.constant, self.accelerated)
-        for name, choices in (("loss", LOSSES), ("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("dtype", DTYPES)):
+        for name, choices in (("loss", LOSSES), ("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("dtype", DTYPES),
+                              ("method", METHODS)):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise ValueError(f"trainer.{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         _check_number("tolerance", self.tolerance, "a relative train loss of at least 0 and below 1", 0, 1, True)
@@ -326,6 +331,7 @@ class Trainer:
             schedule=self.schedule,
             levels=tuple(self.levels),
             sharpness=self.sharpness,
+            method=self.method,
         )
 
     def network(self, model: nn.Module) -> nn.Module:
