@@ -85,8 +85,7 @@ def _slot(net: torch.nn.Module, name: str) -> tuple[dict[str, Tensor | None], st
 
 
 def engine(batch: Batch, method: str) -> Engine:
-    """The engine of that name for this batch; "auto" and "loop" for one network are the fastest that there is."""
-    found = None if method == "vmap" else stages(batch)
-    if found is not None and method != "loop":
-        return Matmul(found)
+    """The engine of that name for this batch; of "auto", products by hand where there are some."""
+    if method in ("auto", "matmul") and (chain := stages(batch.net, batch.x.ndim - 2)) is not None:
+        return Matmul(chain)
     return Loop(batch) if len(batch.data) == 1 and method != "vmap" else Vmap()

@@ -47,14 +47,14 @@ class Stage:
     activation: nn.Module | None
 
 
-def stages(batch: Batch) -> list[Stage] | None:
-    """The network as a chain of stages; None where it is not one."""
+def stages(net: nn.Module, axes: int = 1) -> list[Stage] | None:
+    """The network as a chain of stages, for samples of so many axes; None where it is not one."""
     found: list[Stage] = []
-    names = {**batch.params, **batch.fixed}
-    modules = list(_leaves(batch.net, ""))
-    if len({id(module) for _, module in modules}) < len(modules) or any(_is_hooked(m) for m in batch.net.modules()):
+    names = {name for name, _ in net.named_parameters()}
+    modules = list(_leaves(net, ""))
+    if len({id(module) for _, module in modules}) < len(modules) or any(_is_hooked(m) for m in net.modules()):
         return None
-    flat = batch.x.ndim == 3
+    flat = axes == 1
     for name, module in modules:
         if type(module) is nn.Flatten and not found and (module.start_dim, module.end_dim) == (1, -1):
             flat = True
@@ -70,7 +70,7 @@ def stages(batch: Batch) -> list[Stage] | None:
         else:
             return None
     known = {name for stage in found for name in (stage.weight, stage.bias) if name}
-    return found if found and known == set(names) else None
+    return found if found and known == names else None
 
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -84,7 +84,9 @@ def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module))
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module)
+    )
 
 
 def _factors(module: nn.Module) -> tuple[float, float]:
