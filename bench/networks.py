@@ -79,15 +79,17 @@ def fan_out(layer: nn.Module) -> int:
     return weight.shape[0]
 
 
-def initialised(net: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Fresh parameters of a member's seed, drawn on the CPU so that every device starts from the same ones."""
-    fresh = copy.deepcopy(net).cpu()
+def initialised(net: nn.Module, seeds: Sequence[int]) -> list[dict[str, Tensor]]:
+    """Fresh parameters of every member's seed, drawn on the CPU so that every device starts from the same ones."""
+    fresh, found = copy.deepcopy(net).cpu(), []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in fresh.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-    return {name: parameter.detach() for name, parameter in fresh.named_parameters()}
+        for seed in seeds:
+            torch.manual_seed(seed)
+            for module in fresh.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+            found.append({name: parameter.detach().clone() for name, parameter in fresh.named_parameters()})
+    return found
 
 
 def collect(dicts: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:

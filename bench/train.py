@@ -276,7 +276,7 @@ class Trainer:
         net, loss = self.network(model), loss_of(self.loss)
         initial = {
             name: torch.stack(tensors).to(device, dtype)
-            for name, tensors in collect([initialised(net, member.init_seed) for member in members]).items()
+            for name, tensors in collect(initialised(net, [member.init_seed for member in members])).items()
         }
         trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
         x = torch.stack([tasks[m.data].x_train for m in members]).to(device, dtype)

@@ -140,7 +140,7 @@ class _First:
         self.trainer = cell.trainer
         net, device = cell.trainer.network(cell.model), cell.trainer.torch_device()
         self.gamma = cell.trainer.gamma(net, member.richness)
-        self.initial = {name: value.to(device) for name, value in initialised(net, member.init_seed).items()}
+        self.initial = {name: value.to(device) for name, value in initialised(net, [member.init_seed])[0].items()}
         self.net = net.double().to(device)
         self.task, self.device = cell.tasks[member.data], device
         self.target = member.target
