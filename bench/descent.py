@@ -94,7 +94,7 @@ def descend(
     Raises:
         Interrupted: the process was asked to end, and the state is in the savepoint.
     """
-    key = key_of(rule, {**batch.params, "x": batch.x, "y": batch.y, "gamma": batch.gamma}) if savepoint else ""
+    key = key_of(rule, batch.decisive()) if savepoint else ""
     descent = _Descent(batch, rule)
     if savepoint is not None and (state := savepoint.load(key, batch.x.device)) is not None:
         descent.restore(batch, state)

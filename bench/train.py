@@ -295,7 +295,7 @@ class Trainer:
             torch.tensor(gamma, dtype=torch.float64).to(device, dtype), tuple(m.data for m in members),
         )  # fmt: skip
         if self.optimiser == "lbfgs":
-            courses = minimise(batch, self.rule(members), progress)
+            courses = minimise(batch, self.rule(members), progress, savepoint)
         else:
             courses = descend(batch, self.rule(members), progress, savepoint, watch)
         return self._trained(net, tasks, members, initial, courses, gamma)
