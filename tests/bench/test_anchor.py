@@ -73,7 +73,7 @@ def test_stopped_every_few_evaluations_it_ends_with_the_same_bits(tmp_path):
     """Looks are every 20 iterations, of one evaluation or more each: 60 evaluations pass one, and stop between two."""
     task = staircase(d=8, n_train=16, n_test=20, seed=seed_of("data", 0))
     trainer = Trainer(
-        richness=1.0, weight_decay=0.01, optimiser="lbfgs", dtype="float64", gradient=1e-9, tolerance=0.0
+        richness=1.0, weight_decay=0.01, optimiser="lbfgs", dtype="float64", gradient=1e-6, tolerance=0.0
     )  # fmt: skip
     whole = trainer.fit(homogeneous(8), [task], members(1, 2))
     assert whole.status == ("done", "done")

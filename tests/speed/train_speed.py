@@ -68,8 +68,8 @@ class Case:
 
 
 CASES = {
-    "64 networks, N=32, width 32": Case(64, 32, (8,), 32, 1, 20.0, adaptive=True),
-    "32 networks, N=64, width 128, depth 2": Case(32, 64, (10,), 128, 2, 2.5, adaptive=True),
+    "64 networks, N=32, width 32": Case(64, 32, (8,), 32, 1, 20.0, ("vmap",), adaptive=True),
+    "32 networks, N=64, width 128, depth 2": Case(32, 64, (10,), 128, 2, 2.5, ("vmap",), adaptive=True),
     "6 networks, N=256, width 256": Case(6, 256, (15,), 256, 1, 0.95, adaptive=True),
     "8 networks, N=256, d=784, width 256, depth 2": Case(8, 256, (784,), 256, 2, 0.95),
     "5 networks, N=512, width 1024": Case(5, 512, (12,), 1024, 1, 0.95),
