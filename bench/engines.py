@@ -1,7 +1,7 @@
 """How a batch's outputs and gradients are computed: one interface, and the way that was measured to be the fastest.
 
     matmul  fully connected networks: a batched matrix product a layer and direction, written by hand (bench/matmul.py)
-    loop    one network at a time, by autograd: convolutions on a CPU, where batching loses, and whatever fills a core
+    loop    one network at a time, by autograd: convolutions on a CPU, where batching loses but for the smallest
     vmap    all networks at once, by autograd: anything else
 
 What is measured is committed (``tests/speed/train_speed.py``, ``docs/results/train_speed.json``); the choice itself is
