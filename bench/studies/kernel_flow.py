@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench import store
+from bench.networks import change
 from bench.predict import KernelPredictor
 from bench.record import Record
 from bench.studies.named import named_task
@@ -19,7 +20,7 @@ from bench.studies.study import result
 from bench.theory.early_stopping import effective_ridge
 from bench.theory.finite_population import finite_population
 from bench.theory.sample import sample_spectrum
-from bench.train import Trainer, change
+from bench.train import Trainer
 from bench.trained import Member, seed_of
 from tasks.task import Task
 
