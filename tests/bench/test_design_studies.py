@@ -10,7 +10,14 @@ from scipy import integrate
 from torch import nn
 
 from bench.studies.parity import AMPLITUDE, FREQUENCY, Monomials, _sine, monomials, sine_kernel
-from bench.studies.patches import patch_net, patch_ntk, permuted_pixels, random_filter_kernel, whitened_patches
+from bench.studies.patches import (
+    patch_net,
+    patch_ntk,
+    permuted_pixels,
+    random_filter_kernel,
+    scrambled_pixels,
+    whitened_patches,
+)
 from bench.studies.plain_descent import descend
 from bench.studies.published_mimic import published_kernel, published_mimic
 from bench.studies.training_alignment import TrainingAlignment, training_alignment
@@ -108,6 +115,18 @@ def test_a_fully_connected_kernel_does_not_see_a_permutation_of_pixels():
     torch.testing.assert_close(limit(mixed).ntk, limit(x).ntk, rtol=1e-12, atol=1e-12)
     flat, other = (whitened_patches(images, 6, 3, 1, 1).flatten(1) for images in (x, mixed))
     assert float((flat @ flat.T - other @ other.T).abs().max()) > 1
+
+
+def test_scrambled_pixels_keep_their_colours_and_no_place() -> None:
+    x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    mixed = scrambled_pixels(x, 3)
+    orders = []
+    for one, other in zip(x.flatten(2), mixed.flatten(2), strict=True):
+        same = (one.T[:, None] == other.T[None]).all(2)  # pixels [16, 16], of equal colour
+        assert bool((same.sum(0) == 1).all())
+        assert bool((same.sum(1) == 1).all())
+        orders.append(tuple(same.int().argmax(0).tolist()))
+    assert len(set(orders)) == 5
 
 
 def test_the_sine_kernel_is_that_of_its_network():

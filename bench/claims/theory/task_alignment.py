@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from bench.claims.claim import Claim, Control, Records, Size, Statistics, Window
 from bench.studies.convolution import Convolution, convolution
 from bench.studies.parity import Monomials, monomials
 from bench.studies.study import Request
-from bench.studies.task_alignment import Pairs, pairs
+from bench.studies.task_alignment import Pairs, pairs, rank_correlations
 from bench.studies.training_alignment import TrainingAlignment, training_alignment
 from tasks.sources import is_there
 
@@ -51,8 +50,7 @@ def _ranks(array: str, shuffled: bool = False) -> Callable[[Records], Statistics
         errors = records[0].arrays["test_error"]
         if shuffled:
             errors = np.roll(errors, 7, axis=1)
-        rows = zip(records[0].arrays[array], errors, strict=True)
-        return {"Spearman": [float(spearmanr(a, b).statistic) for a, b in rows]}
+        return {"Spearman": rank_correlations(records[0].arrays[array], errors)}
 
     return statistics
 
