@@ -47,7 +47,7 @@ def design_noise(settings: DesignNoise) -> Record:
     plus = Hermite([abs(b) for b in bounded.coefficients])
     columns: dict[str, list[list[float]]] = {}
     for seed in settings.seeds:
-        x = _sphere(settings.n, settings.d, seed_of("data", seed))
+        x = on_sphere(settings.n, settings.d, seed_of("data", seed))
         c, exact = x @ x.T / settings.d, made.kernel(x)
         unlike = sum(a_k / (1 + k) * c**k for k, a_k in enumerate(a))
         rows: dict[str, list[float]] = {}
@@ -72,7 +72,8 @@ def design_noise(settings: DesignNoise) -> Record:
     return result(arrays={name: np.array(v) for name, v in columns.items()} | {"widths": np.array(settings.widths)})
 
 
-def _sphere(n: int, d: int, seed: int) -> Tensor:
+def on_sphere(n: int, d: int, seed: int) -> Tensor:
+    """[n, d], float64, of norm sqrt(d)."""
     x = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return x / x.norm(dim=1, keepdim=True) * d**0.5
 
