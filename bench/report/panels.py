@@ -114,6 +114,7 @@ def _draw(axes: Axes, record: Record, panel: Json) -> None:
     axes.set_xlabel("" if named else panel["x_label"])
     axes.set_ylabel(panel["y_label"])
     if named:
+        axes.set_xlim(-0.6, len(named) - 0.4)
         fixed_ticks(axes.xaxis, places, named)
         axes.tick_params(axis="x", labelrotation=60 if len(named) > FLAT else 0)
     else:

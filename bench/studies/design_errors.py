@@ -95,9 +95,9 @@ def certificates(settings: Certificates) -> Record:
     for seed in settings.seeds:
         x = on_sphere(settings.n, settings.d, seed_of("data", seed))
         found = [_ratios(made, settings, x, seed) for made in designs]
-        for name, values in zip(rows, zip(*found, strict=True), strict=True):
-            rows[name].append(list(values))
-    arrays = {name: np.array(values) for name, values in rows.items()}
+        for name, row in zip(rows, zip(*found, strict=True), strict=True):
+            rows[name].append(list(row))
+    arrays = {name: np.array(whole) for name, whole in rows.items()}
     scores = []
     for i, target in enumerate(settings.targets):
         for name, values in arrays.items():

@@ -92,10 +92,10 @@ def _parity_page(settings: Parity) -> dict[str, Any]:
     text = (
         f"The parity of all {settings.bits} bits, from half of the points. Regression with the kernel of sin(6 z) / 2, "
         "engineered for it, learns of it the share of points whose antipode it saw, and classifies the others at "
-        "chance: that an engineered kernel solves parity is refuted. The trained network of width "
-        f"{settings.width} does."
+        f"chance: that an engineered kernel solves parity is refuted. Beside it trained networks of width "
+        f"{settings.width}, which learn features."
     )
-    return page(f"Parity of {settings.bits} bits: the kernel does not, the network does", text, panels)
+    return page(f"Parity of {settings.bits} bits: kernels and networks", text, panels)
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def monomials(settings: Monomials) -> Record:
             columns.setdefault(name, []).append(value)
     arrays = {name: np.array(values) for name, values in columns.items()}
     scores = tuple(summarise(name, list(values), settings.seeds) for name, values in arrays.items() if values.ndim == 1)
-    cubic = ("designed", "relu_1", "relu_2", "relu_4")
-    arrays |= {"degree": np.arange(1, 6), "cubic": np.stack([arrays[name] for name in cubic], 1), **places(cubic)}
+    kernels = ("designed", "relu_1", "relu_2", "relu_4")
+    arrays |= {"degree": np.arange(1, 6), "cubic": np.stack([arrays[name] for name in kernels], 1), **places(kernels)}
     panels = (
         Panel("Monomials of one degree", "degree", "degree", "test error", (Curve("two layers", "levels", "kernel"),)),
         named_panel("x1 x2 x3", ("c^3 + c / 100", "1 layer", "2 layers", "4 layers"), "test error",
