@@ -116,7 +116,9 @@ def _draw(axes: Axes, record: Record, panel: Json) -> None:
     if named:
         axes.set_xlim(-0.6, len(named) - 0.4)
         fixed_ticks(axes.xaxis, places, named)
-        axes.tick_params(axis="x", labelrotation=60 if len(named) > FLAT else 0)
+        if len(named) > FLAT:
+            for label in axes.get_xticklabels():
+                label.set(rotation=45, rotation_mode="anchor", horizontalalignment="right")
     else:
         _ticks(axes.xaxis, places, panel["log_x"])
     _ticks(axes.yaxis, np.concatenate(seen), panel["log_y"])
@@ -170,7 +172,7 @@ def _table(record: Record, panel: Json) -> str:
 
 def _scores(record: Record) -> str:
     rows = [(escape(score.name), measured(score)) for score in record.scores]
-    table = markup.table(("score", "mean ± error (seeds)"), rows, text=(0,))
+    table = markup.table(("score", "mean ± standard error (seeds)"), rows, text=(0,))
     return markup.details(f"{len(rows)} scores", table, unfolded=len(rows) <= FEW) if rows else ""
 
 
