@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.claims.claim import Claim, Control, Records, Size, Statistics, Window
+from bench.claims.claim import Claim, Control, Measurement, Records, Size, Statistics, Window
 from bench.studies.convolution import Convolution, convolution
 from bench.studies.parity import Monomials, monomials
 from bench.studies.study import Request
@@ -270,5 +270,26 @@ CLAIMS = [
         recorded="refuted",
         calibration=CALIBRATED,
         seeds=16,
+    ),
+]
+
+
+def _left(records: Records) -> Statistics:
+    return {
+        f"error saved, pixels {how}": _gain(f"convolution_{how}")(records)["error saved"]
+        for how in ("permuted", "scrambled")
+    }
+
+
+MEASUREMENTS = [
+    Measurement(
+        name="what-mixed-pixels-leave",
+        statement="Class error saved, against a connected kernel of the images as they are, by whitened patches of "
+        "pixels in one random order for all images (no neighbours), and in another for each (nothing but colours).",
+        source="measured for this project",
+        requests=_images,
+        statistics=_left,
+        seeds=16,
+        lacks=lambda: lacking("cifar10"),
     ),
 ]
