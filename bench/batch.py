@@ -47,6 +47,10 @@ class Batch:
         return replace(self, params=some(self.params), fixed=some(self.fixed), x=x, y=y, z_0=z_0, gamma=gamma,
                        data=data)  # fmt: skip
 
+    def decisive(self) -> dict[str, Tensor]:
+        """What decides a training besides its rule."""
+        return {**self.params, "x": self.x, "y": self.y, "gamma": self.gamma}
+
     def outputs(self, z: Tensor) -> Tensor:
         """f, [m, N, c], of z."""
         return (z - self.z_0) / self.gamma[:, None, None]

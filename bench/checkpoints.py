@@ -26,10 +26,10 @@ from bench.compare import (
     unfinished,
 )
 from bench.gram import BASES
+from bench.networks import width_of
 from bench.predict import JITTER
 from bench.record import Record, Score
 from bench.report import predictor_table, text_table, write_record_page
-from bench.train import width_of
 from bench.trained import History, Member, Trained
 from tasks.task import Task
 

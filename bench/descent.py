@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.batch import Batch, forward, lambda_max
+from bench.batch import Batch, lambda_max
+from bench.engines import engine
 from bench.ledger import Course, Ledger, is_usable
 from bench.losses import Loss
 from bench.moment import Moment, Watch
-from bench.optimisers import Adam, HeavyBall, Nesterov, Optimiser, Plain, adam_factors, along
+from bench.optimisers import Adam, HeavyBall, Nesterov, Optimiser, Plain, adam_factors
 from bench.orders import Orders
+from bench.point import Point, along
 from bench.savepoint import Savepoint, key_of
 
 RISE = 0.1
@@ -36,7 +38,7 @@ class Rule:
 
     ``step``, ``rate``, ``orders`` (seeds of the batch order): one a member; a rate that is nan is
     ``step / lambda_max(K_0 / N)`` where ``constant``, else the steps adapt. ``counted``: reaching ``max_steps`` is the
-    goal, not a failure.
+    goal, not a failure. ``method``: of ``bench.engines``.
     """
 
     loss: Loss
@@ -57,11 +59,12 @@ class Rule:
     schedule: str
     levels: tuple[float, ...]
     sharpness: bool
+    method: str
 
 
-def host(values: Tensor) -> list[list[float]]:
+def host(values: Tensor) -> np.ndarray:
     """The one place where the descent waits for its device: [k, m] numbers, once an iteration."""
-    return values.tolist()
+    return values.double().cpu().numpy()
 
 
 def descend(
@@ -91,7 +94,7 @@ def descend(
     Raises:
         Interrupted: the process was asked to end, and the state is in the savepoint.
     """
-    key = key_of(rule, {**batch.params, "x": batch.x, "y": batch.y, "gamma": batch.gamma}) if savepoint else ""
+    key = key_of(rule, batch.decisive()) if savepoint else ""
     descent = _Descent(batch, rule)
     if savepoint is not None and (state := savepoint.load(key, batch.x.device)) is not None:
         descent.restore(batch, state)
@@ -126,10 +129,13 @@ class _Descent:
         self.lambda_max = batch.gamma.new_full((count,), math.nan)
 
     def load(self, batch: Batch) -> None:
-        self.batch = batch
-        self.previous = [parameter.detach().clone() for parameter in batch.params.values()]
+        """Stand at the batch's parameters, with room for the point before and for the gradient."""
+        self.here = Point.of(batch.params)
+        self.previous, self.gradient = self.here.like(), self.here.like()
+        self.batch = replace(batch, params=dict(self.here.views))
         self.previous_state = [tensor.clone() for tensor in self.optimiser.state]
         self.scale = self.rule.loss.value(torch.zeros_like(batch.y), batch.y)
+        self.engine = engine(self.batch, self.rule.method)
 
     def keep(self, finished: np.ndarray) -> None:
         """Go on without the rows that are finished."""
@@ -146,8 +152,8 @@ class _Descent:
             "ledger": self.ledger.state(),
             "active": self.active.tolist(),
             "rate": self.rate.tolist(),
-            "params": [parameter.detach() for parameter in self.batch.params.values()],
-            "previous": self.previous,
+            "params": self.here.flat,
+            "previous": self.previous.flat,
             "optimiser": self.optimiser.state,
             "previous_state": self.previous_state,
             "lambda_max": self.lambda_max,
@@ -160,9 +166,10 @@ class _Descent:
         self.active, self.rate = np.array(state["active"], int), np.array(state["rate"])
         self.optimiser.state = state["optimiser"]
         if len(self.active):
-            kept = batch.keep(self.active.tolist())
-            self.load(replace(kept, params=dict(zip(kept.params, state["params"], strict=True))))
-        self.previous, self.previous_state = state["previous"], state["previous_state"]
+            self.load(batch.keep(self.active.tolist()))
+            self.here.flat.copy_(state["params"])
+            self.previous.flat.copy_(state["previous"])
+        self.previous_state = state["previous_state"]
         self.lambda_max = state["lambda_max"]
         if self.orders:
             self.orders.restore(state["orders"])
@@ -186,17 +193,15 @@ class _Descent:
         """One forward pass, one host read, and a step (or its withdrawal)."""
         active, ledger, rule = self.active, self.ledger, self.rule
         refreshed = self.refresh()
-        leaves = [parameter.requires_grad_() for parameter in self.batch.params.values()]
-        z = forward(self.batch, dict(zip(self.batch.params, leaves, strict=True)), self.batch.x)
-        f = self.batch.outputs(z.detach())
+        f = self.batch.outputs(self.engine.forward(self.batch, self.here))
         columns = [rule.loss.value(f, self.batch.y) / self.scale, self.lambda_max]
-        gradients: list[Tensor] = []
-        if rule.weight_decay:
-            columns.append(rule.weight_decay / 2 * _squares(leaves) / self.scale)
+        squares = self.here.squares() if rule.weight_decay else None
+        if squares is not None:
+            columns.append(rule.weight_decay / 2 * squares / self.scale)
         if rule.gradient:
-            gradients = self.gradients(self.batch, f, z, leaves, self.batch.gamma.new_ones(len(active)))
-            pull = rule.weight_decay * _squares(leaves).sqrt() if rule.weight_decay else 1.0
-            columns.append(_squares(gradients).sqrt() / pull)
+            self.find_gradient(self.batch, f, self.here, torch.ones_like(self.batch.gamma))
+            pull = 1.0 if squares is None else rule.weight_decay * squares.sqrt()
+            columns.append(self.gradient.squares().sqrt() / pull)
         numbers = np.array(host(torch.stack(columns)))
         losses, lambdas = numbers[0], numbers[1]
         objective = losses + numbers[2] if rule.weight_decay else losses
@@ -214,7 +219,7 @@ class _Descent:
         if finished.any():
             self.keep(finished)
         else:
-            self.step(f, z, leaves, gradients)
+            self.step(f)
 
     def worse(self, objective: np.ndarray, unusable: np.ndarray) -> np.ndarray:
         """The rows whose last step must not stand."""
@@ -274,37 +279,38 @@ class _Descent:
         etas = np.where(self.constant[active], self.rate[active], adaptive)
         return np.minimum(etas, (self.rule.time - ledger.time[active]) / self.stride)
 
-    def gradients(self, batch: Batch, f: Tensor, z: Tensor, leaves: list[Tensor], weights: Tensor) -> list[Tensor]:
-        """Of every member's weight times ``L + lambda/2 |theta|^2``, in its parameters."""
+    def find_gradient(self, batch: Batch, f: Tensor, point: Point, weights: Tensor) -> None:
+        """Of every member's weight times ``L + lambda/2 |theta|^2``, in its parameters at the point of f."""
         scale = (weights / (batch.gamma * f.shape[1]))[:, None, None]
-        found = list(torch.autograd.grad(z, leaves, scale * self.rule.loss.gradient(f, batch.y)))
+        self.engine.backward(scale * self.rule.loss.gradient(f, batch.y), self.gradient)
         if self.rule.weight_decay:
-            for gradient, leaf in zip(found, leaves, strict=True):
-                gradient.add_(leaf.detach() * along(self.rule.weight_decay * weights, leaf))
-        return found
+            for gradient, parameter in zip(self.gradient.tensors, point.tensors, strict=True):
+                gradient.addcmul_(parameter, along(self.rule.weight_decay * weights, parameter))
 
-    def step(self, f: Tensor, z: Tensor, leaves: list[Tensor], gradients: list[Tensor]) -> None:
+    def step(self, f: Tensor) -> None:
         """One step from here, or an epoch of them."""
         active, ledger = self.active, self.ledger
         etas = self.rates()
         momenta = ledger.run[active] / (ledger.run[active] + 3) if self.rule.accelerated else np.zeros(len(active))
         rates, shares = (torch.from_numpy(values).to(self.batch.gamma) for values in (etas, momenta))
         weights = self.optimiser.weight(self.batch.gamma, rates)
-        here = [*(leaf.detach() for leaf in leaves), *self.optimiser.state]
-        torch._foreach_copy_([*self.previous, *self.previous_state], here)
+        if self.optimiser.state:
+            torch._foreach_copy_(self.previous_state, self.optimiser.state)
+        start, end = self.here, self.previous
         if self.orders:
             for part in self.orders.epoch(self.batch, active.tolist()):
-                z = forward(part, dict(zip(part.params, leaves, strict=True)), part.x)
-                updates = self.gradients(part, part.outputs(z.detach()), z, leaves, weights)
-                with torch.no_grad():
-                    self.optimiser.move(leaves, updates, rates, shares)
+                f = part.outputs(self.engine.forward(part, start))
+                self.find_gradient(part, f, start, weights)
+                self.optimiser.move(start, end, self.gradient, rates, shares)
+                start = end
         else:
-            if gradients:
-                updates = [gradient * along(weights, gradient) for gradient in gradients]
+            if self.rule.gradient:
+                self.gradient.scale(weights)
             else:
-                updates = self.gradients(self.batch, f, z, leaves, weights)
-            with torch.no_grad():
-                self.optimiser.move(leaves, updates, rates, shares)
+                self.find_gradient(self.batch, f, start, weights)
+            self.optimiser.move(start, end, self.gradient, rates, shares)
+        self.previous, self.here = self.here, end
+        self.batch = replace(self.batch, params=dict(end.views))
         self.count(etas, momenta)
 
     def count(self, etas: np.ndarray, momenta: np.ndarray) -> None:
@@ -326,26 +332,25 @@ class _Descent:
         """Undo the last step of these rows, and halve their next one; those that cannot go on have diverged."""
         active, ledger = self.active, self.ledger
         diverged = np.zeros(len(active), bool)
-        with torch.no_grad():
-            for row in np.flatnonzero(worse).tolist():
-                member = active[row]
-                for parameter, before in zip(self.batch.params.values(), self.previous, strict=True):
-                    parameter[row] = before[row]
-                for state, before in zip(self.optimiser.state, self.previous_state, strict=True):
-                    state[row] = before[row]
-                if ledger.count[member]:
-                    ledger.count[member] -= self.stride
-                    taken = ledger.curves["step"][member, ledger.count[member]]
-                    ledger.time[member] -= self.stride * taken
-                ledger.run[member] = 0
-                ledger.shrink[member] /= 2
-                ledger.backtracked[member], ledger.fresh[member] = True, False
-                ledger.due[member], ledger.interval[member] = ledger.count[member], 1
-                unseen = not math.isfinite(ledger.lowest[member])
-                if unseen or self.constant[member] or ledger.shrink[member] < SMALLEST_SHRINK:
-                    ledger.status[member] = "diverged"
-                    self.keep_point(row)
-                    diverged[row] = True
+        for row in np.flatnonzero(worse).tolist():
+            member = active[row]
+            for parameter, before in zip(self.here.tensors, self.previous.tensors, strict=True):
+                parameter[row] = before[row]
+            for state, before in zip(self.optimiser.state, self.previous_state, strict=True):
+                state[row] = before[row]
+            if ledger.count[member]:
+                ledger.count[member] -= self.stride
+                taken = ledger.curves["step"][member, ledger.count[member]]
+                ledger.time[member] -= self.stride * taken
+            ledger.run[member] = 0
+            ledger.shrink[member] /= 2
+            ledger.backtracked[member], ledger.fresh[member] = True, False
+            ledger.due[member], ledger.interval[member] = ledger.count[member], 1
+            unseen = not math.isfinite(ledger.lowest[member])
+            if unseen or self.constant[member] or ledger.shrink[member] < SMALLEST_SHRINK:
+                ledger.status[member] = "diverged"
+                self.keep_point(row)
+                diverged[row] = True
         if diverged.any():
             self.keep(diverged)
 
@@ -378,8 +383,3 @@ def _optimiser(batch: Batch, rule: Rule) -> Optimiser:
     if rule.accelerated:
         return Nesterov(params)
     return HeavyBall(params, rule.momentum) if rule.momentum else Plain()
-
-
-def _squares(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of squares of all, member by member, [m]."""
-    return torch.stack([tensor.detach().flatten(1).square().sum(1) for tensor in tensors]).sum(0)

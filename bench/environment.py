@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from bench.networks import weight_layers
 from bench.plan import CONF
 from bench.studies.cell import Cell
-from bench.train import weight_layers
 
 
 def process_name() -> str:

@@ -84,7 +84,8 @@ class Ledger:
         steady = np.abs(lambda_max - known) <= 0.1 * known  # nan, the first time, is a change
         doubled = np.minimum(2 * self.interval[members], LONGEST_INTERVAL)
         self.interval[members] = 1 if often else np.where(steady, doubled, 1)
-        self.due[members] = self.count[members] + self.interval[members]
+        interval = self.interval[members]
+        self.due[members] = (self.count[members] // interval + 1) * interval  # members that go alike ask together
         self.lambda_max[members] = lambda_max
         if recover:
             grown = np.minimum(1.0, 2 * self.shrink[members])

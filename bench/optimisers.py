@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bench.point import Point, along
+
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -22,10 +24,12 @@ class Optimiser(Protocol):
         """What the gradient of the objective is to be multiplied with before ``move``, [m]."""
         ...
 
-    def move(self, params: list[Tensor], gradients: list[Tensor], rates: Tensor, momenta: Tensor) -> None:
-        """Change the parameters in place.
+    def move(self, start: Point, end: Point, gradient: Point, rates: Tensor, momenta: Tensor) -> None:
+        """One step.
 
         Args:
+            end: what it comes to; may be ``start``.
+            gradient: may be overwritten.
             rates: step sizes, [m].
             momenta: shares of the last move for Nesterov's momentum, [m].
         """
@@ -41,8 +45,8 @@ class Plain:
     def weight(self, gamma: Tensor, rates: Tensor) -> Tensor:
         return gamma.square() * rates
 
-    def move(self, params: list[Tensor], gradients: list[Tensor], rates: Tensor, momenta: Tensor) -> None:
-        torch._foreach_sub_(params, gradients)
+    def move(self, start: Point, end: Point, gradient: Point, rates: Tensor, momenta: Tensor) -> None:
+        torch.sub(start.flat, gradient.flat, out=end.flat)
 
 
 class Nesterov(Plain):
@@ -51,9 +55,9 @@ class Nesterov(Plain):
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.state = [parameter.detach().clone() for parameter in params]
 
-    def move(self, params: list[Tensor], gradients: list[Tensor], rates: Tensor, momenta: Tensor) -> None:
-        torch._foreach_sub_(params, gradients)
-        for parameter, reached in zip(params, self.state, strict=True):
+    def move(self, start: Point, end: Point, gradient: Point, rates: Tensor, momenta: Tensor) -> None:
+        torch.sub(start.flat, gradient.flat, out=end.flat)
+        for parameter, reached in zip(end.tensors, self.state, strict=True):
             moved = (parameter - reached) * along(momenta, parameter)
             reached.copy_(parameter)
             parameter.add_(moved)
@@ -69,11 +73,11 @@ class HeavyBall:
     def weight(self, gamma: Tensor, rates: Tensor) -> Tensor:
         return gamma.square()
 
-    def move(self, params: list[Tensor], gradients: list[Tensor], rates: Tensor, momenta: Tensor) -> None:
+    def move(self, start: Point, end: Point, gradient: Point, rates: Tensor, momenta: Tensor) -> None:
         torch._foreach_mul_(self.state, self.momentum)
-        torch._foreach_add_(self.state, gradients)
-        for parameter, velocity in zip(params, self.state, strict=True):
-            parameter.sub_(velocity * along(rates, parameter))
+        torch._foreach_add_(self.state, gradient.tensors)
+        for before, after, velocity in zip(start.tensors, end.tensors, self.state, strict=True):
+            torch.sub(before, velocity * along(rates, before), out=after)
 
 
 class Adam:
@@ -90,17 +94,18 @@ class Adam:
     def weight(self, gamma: Tensor, rates: Tensor) -> Tensor:
         return gamma
 
-    def move(self, params: list[Tensor], gradients: list[Tensor], rates: Tensor, momenta: Tensor) -> None:
-        count = len(params)
+    def move(self, start: Point, end: Point, gradient: Point, rates: Tensor, momenta: Tensor) -> None:
+        gradients, count = gradient.tensors, len(gradient.tensors)
         first, second, steps = self.state[:count], self.state[count:-1], self.state[-1]
         steps.add_(1)
         torch._foreach_lerp_(first, gradients, 1 - BETAS[0])
         torch._foreach_mul_(second, BETAS[1])
         torch._foreach_addcmul_(second, gradients, gradients, 1 - BETAS[1])
         corrections = [1 - beta**steps for beta in BETAS]
-        for parameter, mean, square, factor in zip(params, first, second, self.factors, strict=True):
+        moments = zip(start.tensors, end.tensors, first, second, self.factors, strict=True)
+        for before, after, mean, square, factor in moments:
             size = (square / along(corrections[1], square)).sqrt_().add_(EPSILON)
-            parameter.sub_(mean / size * along(factor * rates / corrections[0], parameter))
+            torch.sub(before, mean / size * along(factor * rates / corrections[0], before), out=after)
 
 
 def adam_factors(net: nn.Module, names: Sequence[str]) -> list[float]:
@@ -120,8 +125,3 @@ def adam_factors(net: nn.Module, names: Sequence[str]) -> list[float]:
         power = -0.5 if getattr(module, "parameterization", "standard") == "ntk" else -1.0
         factors[f"{name}.weight"] = fan_in**power
     return [factors.get(name, 1.0) for name in names]
-
-
-def along(values: Tensor, like: Tensor) -> Tensor:
-    """[m] with as many axes as ``like``."""
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bench.losses import loss_of
+from bench.networks import outputs
 from bench.ntk.algebra import as_matrix
-from bench.train import outputs
 from bench.trained import Trained
 
 

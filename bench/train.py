@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,24 +15,21 @@ from torch.func import functional_call
 
 from bench.anchor import minimise
 from bench.batch import Batch
+from bench.checks import check_count, check_number, check_richness, check_step
 from bench.descent import Rule, descend
+from bench.engines import METHODS
+from bench.grouping import Cost, groups
 from bench.ledger import SCHEDULES, Course
 from bench.losses import LOSSES, loss_of
+from bench.matmul import stages
 from bench.moment import Watch
+from bench.networks import change, collect, initialised, outputs, weight_layers, width_of
 from bench.savepoint import Savepoint
 from bench.trained import History, Member, Richness, Trained, join, label_set
-from models.blocks import budget, out_of_memory
+from models.blocks import out_of_memory
 from tasks.task import Task
 
 log = logging.getLogger(__name__)
-
-CACHE = 2**19
-"""Bytes of one member's activations above which a CPU trains members one after another: batching only pays where a
-step is so short that calling it costs more than doing it."""
-COPIES = 5
-"""Of a member's parameters that training holds at once: two points, a gradient, and an optimiser's state twice."""
-LIVE = 3
-"""Of a member's activations: those kept for the way back, and two at work."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 OPTIMISERS = ("gd", "sgd", "adam", "lbfgs")
@@ -75,6 +71,8 @@ class Trainer:
         readout_only: train the last layer only, where the network is exactly linear: the positive control.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:<index>".
         dtype: "float32" or "float64", of training; kernels and solves are always float64.
+        method: how outputs and gradients are computed: "matmul" (fully connected networks, batched by hand), "vmap",
+            "loop" (one network at a time), or "auto", whichever of them is the fastest by measurement (bench.engines).
 
     Raises:
         ValueError: a setting outside its range; one sentence that names it.
@@ -102,21 +100,23 @@ class Trainer:
     readout_only: bool = False
     device: str = "auto"
     dtype: str = "float32"
+    method: str = "auto"
 
     def __post_init__(self) -> None:
-        _check_richness(self.richness)
-        _check_step(self.step, self.constant, self.accelerated)
-        for name, choices in (("loss", LOSSES), ("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("dtype", DTYPES)):
+        check_richness(self.richness)
+        check_step(self.step, self.constant, self.accelerated)
+        for name, choices in (("loss", LOSSES), ("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("dtype", DTYPES),
+                              ("method", METHODS)):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise ValueError(f"trainer.{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
-        _check_number("tolerance", self.tolerance, "a relative train loss of at least 0 and below 1", 0, 1, True)
-        _check_number("weight_decay", self.weight_decay, "a number of at least 0", 0, math.inf, True)
-        _check_number("gradient", self.gradient, "a relative norm of at least 0 and below 1", 0, 1, True)
+        check_number("tolerance", self.tolerance, "a relative train loss of at least 0 and below 1", 0, 1, True)
+        check_number("weight_decay", self.weight_decay, "a number of at least 0", 0, math.inf, True)
+        check_number("gradient", self.gradient, "a relative norm of at least 0 and below 1", 0, 1, True)
         for name in ("time", "rate"):
             if getattr(self, name) is not None:
-                _check_number(name, getattr(self, name), "a positive number or null", 0, math.inf)
-        _check_count("max_steps", self.max_steps, 1)
-        _check_count("snapshots", self.snapshots, 2)
+                check_number(name, getattr(self, name), "a positive number or null", 0, math.inf)
+        check_count("max_steps", self.max_steps, 1)
+        check_count("snapshots", self.snapshots, 2)
         levels = tuple(float(level) for level in self.levels)
         object.__setattr__(self, "levels", levels)  # a list of settings would not be plain data
         if (self.schedule == "loss") != bool(levels) or list(levels) != sorted(levels, reverse=True):
@@ -125,9 +125,9 @@ class Trainer:
         self.torch_device()
 
     def _check_optimiser(self) -> None:
-        _check_number("momentum", self.momentum, "a number from 0 to below 1", 0, 1, True)
+        check_number("momentum", self.momentum, "a number from 0 to below 1", 0, 1, True)
         if self.batch_size is not None:
-            _check_count("batch_size", self.batch_size, 1)
+            check_count("batch_size", self.batch_size, 1)
         name = f"trainer.optimiser={self.optimiser}"
         if (self.optimiser == "sgd") > (self.batch_size is not None):
             raise ValueError(f"{name} needs trainer.batch_size: without it, that is gd.")
@@ -206,36 +206,29 @@ class Trainer:
 
     def batches(self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member]) -> list[list[Member]]:
         """The members that are trained together: as many as memory holds, or one at a time where that is faster."""
-        device = self.torch_device()
-        size = DTYPES[self.dtype].itemsize
-        if device.type == "cpu":
-            widest = max((_fan_out(layer) for layer in weight_layers(model)), default=1)
-            convolves = any(getattr(layer, "weight").ndim > 2 for layer in weight_layers(model))  # noqa: B009
-            if convolves or tasks[0].n_train * widest * size > CACHE:
-                return [[member] for member in members]
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        kept = COPIES + (len(self.levels) + 2 if self.schedule == "loss" else 3 * self.snapshots)
-        activations = tasks[0].n_train * (LIVE * activations_of(model, tasks[0]) + tasks[0].x_train[0].numel())
-        each = size * (kept * parameters + activations)
-        most, room = len(members), budget(None, (torch.empty(0, device=device),))
-        while most > 1 and most * each > room:
-            most = math.ceil(most / 2)  # so that a little more or less memory cuts alike
-        return [list(members[i : i + most]) for i in range(0, len(members), most)]
+        kept = len(self.levels) + 2 if self.schedule == "loss" else 3 * self.snapshots
+        cost = Cost.of(model, tasks[0], DTYPES[self.dtype].itemsize, kept)
+        return groups(members, cost, self.torch_device(), self.method)
 
     def check(self, model: nn.Module, members: Sequence[Member] = ()) -> None:
         """Raises: ValueError where ``fit`` would; nothing is trained."""
         layers = weight_layers(model)
         if not layers:
             raise ValueError("The model has no layer with weights: nothing can be trained.")
+        if self.method == "matmul" and stages(model) is None:
+            raise ValueError(
+                "trainer.method=matmul is of fully connected networks (a Sequential of linear layers and elementwise "
+                "activations), and this model is none: use trainer.method=auto, vmap or loop."
+            )
         for member in members:
             if member.step is not None:
                 if self.optimiser == "adam":
                     raise ValueError("trainer.optimiser=adam steps by a rate: give members a rate, not a step.")
-                _check_step(member.step, self.constant, self.accelerated)
+                check_step(member.step, self.constant, self.accelerated)
             if member.rate is not None:
-                _check_number("rate", member.rate, "a positive number", 0, math.inf)
+                check_number("rate", member.rate, "a positive number", 0, math.inf)
         for value in {self.richness, *(m.richness for m in members if m.richness is not None)}:
-            _check_richness(value)
+            check_richness(value)
             if value == "ntk":
                 continue
             width_of(model)
@@ -283,7 +276,7 @@ class Trainer:
         net, loss = self.network(model), loss_of(self.loss)
         initial = {
             name: torch.stack(tensors).to(device, dtype)
-            for name, tensors in _collect([initialised(net, member.init_seed) for member in members]).items()
+            for name, tensors in collect(initialised(net, [member.init_seed for member in members])).items()
         }
         trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
         x = torch.stack([tasks[m.data].x_train for m in members]).to(device, dtype)
@@ -302,7 +295,7 @@ class Trainer:
             torch.tensor(gamma, dtype=torch.float64).to(device, dtype), tuple(m.data for m in members),
         )  # fmt: skip
         if self.optimiser == "lbfgs":
-            courses = minimise(batch, self.rule(members), progress)
+            courses = minimise(batch, self.rule(members), progress, savepoint)
         else:
             courses = descend(batch, self.rule(members), progress, savepoint, watch)
         return self._trained(net, tasks, members, initial, courses, gamma)
@@ -330,6 +323,7 @@ class Trainer:
             schedule=self.schedule,
             levels=tuple(self.levels),
             sharpness=self.sharpness,
+            method=self.method,
         )
 
     def network(self, model: nn.Module) -> nn.Module:
@@ -350,7 +344,7 @@ class Trainer:
         for i, (member, course) in enumerate(zip(members, courses, strict=True)):
             steps = taken[i] + [taken[i][-1]] * (most - len(taken[i]))
             fixed = {name: value[i] for name, value in initial.items()}
-            snapshots = _collect([{**fixed, **course.snapshots[step]} for step in steps])
+            snapshots = collect([{**fixed, **course.snapshots[step]} for step in steps])
             params.append({name: torch.stack(values) for name, values in snapshots.items()})
             step, momentum, loss, lambda_max = (
                 torch.from_numpy(curve) for curve in (course.steps, course.momenta, course.losses, course.lambda_max)
@@ -366,7 +360,7 @@ class Trainer:
             net=net,
             tasks=tuple(tasks),
             members=tuple(members),
-            params={name: torch.stack(values) for name, values in _collect(params).items()},
+            params={name: torch.stack(values) for name, values in collect(params).items()},
             f_0=torch.stack(f_0),
             f_T=torch.stack(f_T),
             gamma=tuple(gamma),
@@ -394,115 +388,6 @@ def part_of(progress: Callable[[float], None] | None, done: int, count: int, tot
             progress((done + share * count) / total)
 
     return report
-
-
-def outputs(net: nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
-    """z at every snapshot, [S, n, c], in float64.
-
-    Args:
-        params: one member's, each [S, ...].
-        x: [n, *shape].
-    """
-    double = copy.deepcopy(net).double()  # its buffers, too
-    first = next(iter(params.values()))
-    x = x.to(first.device, torch.float64)
-    z = [
-        functional_call(double, {name: value[snapshot].double() for name, value in params.items()}, (x,)).detach()
-        for snapshot in range(len(first))
-    ]
-    return torch.stack(z)
-
-
-def change(net: nn.Module, params: dict[str, Tensor], x: Tensor) -> Tensor:
-    """z at every snapshot minus z at the first, [S, n, c], in float64 (arguments as for ``outputs``)."""
-    z = outputs(net, params, x)
-    return z - z[0]
-
-
-def activations_of(net: nn.Module, task: Task) -> int:
-    """Numbers that the layers with weights put out for one sample."""
-    sizes: list[int] = []
-    handles = [
-        layer.register_forward_hook(lambda module, inputs, output: sizes.append(output[0].numel()))
-        for layer in weight_layers(net)
-    ]
-    try:
-        with torch.no_grad():
-            first = next(net.parameters())
-            net(task.x_train[:1].to(first.device, first.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sum(sizes)
-
-
-def weight_layers(net: nn.Module) -> list[nn.Module]:
-    """The modules with a weight matrix or convolution kernel of their own, in order; the read-out is the last."""
-    return [
-        module
-        for module in net.modules()
-        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.ndim >= 2
-    ]
-
-
-def width_of(net: nn.Module) -> int:
-    """Hidden units of the last hidden layer (channels of a CNN, never the read-out's fan-in).
-
-    Raises:
-        ValueError: no hidden layer.
-    """
-    layers = weight_layers(net)
-    if len(layers) < 2:
-        raise ValueError("A richness needs a hidden layer, and this model has none: use trainer.richness=ntk.")
-    return _fan_out(layers[-2])
-
-
-def _fan_out(layer: nn.Module) -> int:
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0]
-
-
-def _check_richness(value: Any) -> None:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if value != "ntk" and not (numeric and np.isfinite(value) and value > 0):
-        raise ValueError(f"trainer.richness must be ntk or a positive number, not {value!r}.")
-
-
-def _check_step(step: float, constant: bool, accelerated: bool) -> None:
-    _check_number("step", step, "a positive number", 0, math.inf)
-    if not constant and step >= 4:
-        raise ValueError(
-            f"trainer.step must lie between 0 and 4 (2 is the edge of stability) where the steps adapt, not {step}."
-        )
-    if accelerated and step > 4 / 3:
-        raise ValueError(f"trainer.step must be at most 4/3 with trainer.accelerated=true, not {step}.")
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"trainer.{name} must be a whole number of at least {least}, not {value!r}.")
-
-
-def _check_number(name: str, value: Any, meaning: str, low: float, high: float, low_too: bool = False) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (low < value < high or (low_too and value == low)):
-        raise ValueError(f"trainer.{name} must be {meaning}, not {value!r}.")
-
-
-def initialised(net: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Fresh parameters of a member's seed, drawn on the CPU so that every device starts from the same ones."""
-    fresh = copy.deepcopy(net).cpu()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in fresh.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-    return {name: parameter.detach() for name, parameter in fresh.named_parameters()}
-
-
-def _collect(dicts: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
-    return {name: [d[name] for d in dicts] for name in dicts[0]}
 
 
 def _thin(candidates: list[int], count: int) -> list[int]:

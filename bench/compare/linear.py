@@ -19,9 +19,9 @@ from bench.compare.predictions import KEPT, empirical, outputs_at, regress, spec
 from bench.compare.rivals import floors
 from bench.logistic import logistic_course
 from bench.losses import loss_of
+from bench.networks import weight_layers
 from bench.predict import course
 from bench.record import Score, summarise
-from bench.train import weight_layers
 from bench.trained import Trained
 
 

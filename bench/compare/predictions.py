@@ -12,8 +12,8 @@ from bench.compare.comparison import UnavailableError
 from bench.compare.metrics import loss_name, network_outputs, r2, skill_of, train_labels
 from bench.logistic import LogisticPredictor
 from bench.losses import loss_of
+from bench.networks import change
 from bench.predict import KernelPredictor
-from bench.train import change
 from bench.trained import Trained
 from models.limits import InfiniteWidth, NoInfiniteWidthLimit, infinite_width
 

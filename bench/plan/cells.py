@@ -23,11 +23,12 @@ from torch import nn
 from bench import store, tracking
 from bench.compare import Comparison
 from bench.config import check
+from bench.networks import width_of
 from bench.predict import JITTER
 from bench.studies.cell import Cell
 from bench.studies.named import shapes_of
 from bench.studies.study import FOLDER, Request, make_settings
-from bench.train import Trainer, width_of
+from bench.train import Trainer
 from bench.trained import seed_of
 from tasks.task import Task
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from bench.networks import change
 from bench.record import Record
 from bench.studies.named import make, shapes_of
 from bench.studies.study import result
-from bench.train import Trainer, change
+from bench.train import Trainer
 from bench.trained import Member, seed_of
 from tasks.sphere import single_index
 

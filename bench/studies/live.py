@@ -20,10 +20,10 @@ from torch.func import functional_call
 from bench.compare.alignment import LEAST, alignment
 from bench.compare.metrics import r2, relative_error
 from bench.moment import Moment
+from bench.networks import initialised
 from bench.ntk import empirical_ntk
 from bench.predict import KernelPredictor, course
 from bench.studies.cell import Cell
-from bench.train import initialised
 from bench.trained import Member, label_set
 from tasks.task import Task
 
@@ -140,7 +140,7 @@ class _First:
         self.trainer = cell.trainer
         net, device = cell.trainer.network(cell.model), cell.trainer.torch_device()
         self.gamma = cell.trainer.gamma(net, member.richness)
-        self.initial = {name: value.to(device) for name, value in initialised(net, member.init_seed).items()}
+        self.initial = {name: value.to(device) for name, value in initialised(net, [member.init_seed])[0].items()}
         self.net = net.double().to(device)
         self.task, self.device = cell.tasks[member.data], device
         self.target = member.target

@@ -1,10 +1,13 @@
 """The exactness anchor: with weight decay a homogeneous network ends as the regression of its own kernel."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bench.predict import KernelPredictor
+from bench.savepoint import Interrupted, Savepoint
 from bench.train import Trainer
 from bench.trained import Trained, members, seed_of
 from models.activations import RectifiedPower
@@ -64,6 +67,27 @@ def test_gradient_descent_with_weight_decay_goes_to_the_same_kind_of_point():
     assert trained.status == ("done",)
     gamma = trained.gamma[0]
     assert error(trained, gamma**2 * 16 * DEGREE * 0.03, -trained.z_0(0) / gamma) < 1e-10
+
+
+def test_stopped_every_few_evaluations_it_ends_with_the_same_bits(tmp_path):
+    """Looks are every 20 iterations, of one evaluation or more each: 60 evaluations pass one, and stop between two."""
+    task = staircase(d=8, n_train=16, n_test=20, seed=seed_of("data", 0))
+    trainer = Trainer(
+        richness=1.0, weight_decay=0.01, optimiser="lbfgs", dtype="float64", gradient=1e-6, tolerance=0.0
+    )  # fmt: skip
+    whole = trainer.fit(homogeneous(8), [task], members(1, 2))
+    assert whole.status == ("done", "done")
+    for stops in range(100):  # noqa: B007
+        asked = iter([False] * 60 + [True])
+        savepoint = Savepoint(tmp_path / "state", stop=lambda asked=asked: next(asked))
+        with contextlib.suppress(Interrupted):
+            (part,) = trainer.parts(homogeneous(8), [task], members(1, 2), savepoint=lambda batch, s=savepoint: s)
+            break
+    assert stops > 2
+    assert torch.equal(part.f_T, whole.f_T)
+    assert all(torch.equal(part.params[name], whole.params[name]) for name in whole.params)
+    for one, other in zip(part.history, whole.history, strict=True):
+        assert torch.equal(one.loss, other.loss)
 
 
 @pytest.mark.parametrize("missing", [{"dtype": "float32"}, {"gradient": 0.0}, {"weight_decay": 0.0}])

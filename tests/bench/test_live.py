@@ -14,10 +14,10 @@ import torch
 from test_tracking import read, rows_of
 
 from bench.moment import Moment
+from bench.networks import initialised
 from bench.plan import build, plan
 from bench.studies import live
 from bench.studies.cell import Cell
-from bench.train import initialised
 
 N, TEST = 24, 40
 SETTINGS = ["task=staircase", "task.d=8", f"task.n_train={N}", f"task.n_test={TEST}", "model.width=16",
@@ -58,7 +58,7 @@ def test_every_number_is_what_it_is_called(centred: bool, tmp_path: Path, monkey
     task, history = one.tasks[0], trained.history[0]
     x = torch.cat([task.x_train, task.x_test])
     gamma = one.trainer.gamma(one.model)
-    start = initialised(one.trainer.network(one.model), one.members[0].init_seed)
+    start = initialised(one.trainer.network(one.model), [one.members[0].init_seed])[0]
     J_0, z_0 = jacobian(one.model, start, x)
     f_0 = np.zeros_like(z_0) if centred else z_0 / gamma
     K_0 = J_0 @ J_0[:N].T

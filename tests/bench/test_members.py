@@ -119,7 +119,7 @@ def test_an_uncentred_network_starts_at_its_own_output():
 
 
 def test_a_batch_too_large_for_memory_is_cut(monkeypatch):
-    import bench.train
+    import bench.grouping
 
     tasks, all_members = draws(), members(1, 5)
     whole = Trainer(max_steps=5, tolerance=0.0, dtype="float64").fit(network(), tasks, all_members)
@@ -127,7 +127,7 @@ def test_a_batch_too_large_for_memory_is_cut(monkeypatch):
     parameters = sum(p.numel() for p in net.parameters())
     # Bytes of two members: (5 + 24) copies of the parameters; 17 activations three times, and 8 inputs, a sample.
     each = 8 * (29 * parameters + N * (3 * 17 + 8))
-    monkeypatch.setattr(bench.train, "budget", lambda memory, outs: 2 * each)
+    monkeypatch.setattr(bench.grouping, "budget", lambda memory, outs: 2 * each)
     trainer = Trainer(max_steps=5, tolerance=0.0, dtype="float64")
     assert [len(batch) for batch in trainer.batches(net, tasks, all_members)] == [2, 2, 1]
     torch.testing.assert_close(trainer.fit(net, tasks, all_members).f_T, whole.f_T, rtol=1e-9, atol=1e-9)

@@ -1,6 +1,7 @@
 """The trainer against hand-written gradient descent, and its ends."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,14 +119,22 @@ def test_inits_are_nested_in_data_draws():
     assert torch.equal(first[2], next(iter(wider.params_0.values()))[0])  # but the same member is the same
 
 
-def test_a_cnn_trains_one_member_at_a_time():
+def images(size: int) -> Task:
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(12, 1, 4, 4, generator=generator), torch.randn(12, 1, generator=generator).sign()
-    task = Task("images", x[:8], y[:8], x[8:], y[8:])
-    trainer = Trainer(richness=1.0, tolerance=1e-2)
-    net = cnn(1, 16, 1, 1, readout="flatten", image_size=4)
-    assert len(trainer.batches(net, [task], members(1, 2))) == 2
-    assert trainer.fit(net, [task], members(1, 2)).status == ("done", "done")
+    x, y = torch.randn(12, 1, size, size, generator=generator), torch.randn(12, 1, generator=generator).sign()
+    return Task("images", x[:8], y[:8], x[8:], y[8:])
+
+
+def test_cnns_train_one_at_a_time_but_for_the_smallest_and_to_the_same_end():
+    small, large = (cnn(1, width, 1, 1, readout="flatten", image_size=size) for width, size in ((16, 4), (64, 16)))
+    trainer = Trainer(richness=1.0, tolerance=1e-2, dtype="float64")
+    assert len(trainer.batches(small, [images(4)], members(1, 2))) == 1
+    assert len(trainer.batches(large, [images(16)], members(1, 2))) == 2
+    together = trainer.fit(small, [images(4)], members(1, 2))
+    apart = replace(trainer, method="loop").fit(small, [images(4)], members(1, 2))
+    assert together.status == apart.status == ("done", "done")
+    # The same steps but for rounding, 1e-16, which some hundred steps make a little larger.
+    torch.testing.assert_close(together.f_T, apart.f_T, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize(
