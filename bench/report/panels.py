@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
-MARKERS = {"kernel": "o", "network": "D"}
+MARKERS = {"kernel": "o", "network": "D", "theory": "_", "reference": "_"}
+FEW = 24  # scores that are shown unfolded
+FILLED = ("kernel", "network")
+NARROW, FLAT = 8, 4  # named points that fit a third of a page, and that fit without turning their names
+DODGE = 0.6  # of the distance between named points: how far the curves at one of them spread
 _COLUMNS = 3
 
 Json = Mapping[str, Any]
@@ -44,15 +48,13 @@ def study_page(record: Record) -> str:
     card, panels = record.card, record.card["panels"]
     seconds = f" It took {number(float(card['seconds']))} CPU seconds." if "seconds" in card else ""
     introduction = markup.paragraph(card["text"]) + markup.paragraph(
-        "Lines: theory, or a fit. Circles: kernel regression. Diamonds, dashed: trained networks. Error bars: one "
-        "standard error over the seeds, whose number is in brackets in the tables." + seconds
+        "Lines: theory, or a fit. Circles: kernels. Diamonds, dashed: trained networks. Error bars: one standard error "
+        "over the seeds, whose number is in brackets in the tables." + seconds
     )
     with styled():
         sections = [("pictures", "Pictures", _pictures(record, panels))]
     sections.append(("numbers", "Numbers", "".join(_table(record, panel) for panel in panels)))
-    if record.scores:
-        rows = [[escape(score.name), measured(score)] for score in record.scores]
-        sections.append(("scores", "Scores", markup.table(["score", "mean ± standard error (seeds)"], rows, text=(0,))))
+    sections.append(("scores", "Scores", _scores(record)))
     settings = {key: value for key, value in card.items() if key not in ("title", "text", "panels", "seconds")}
     sections.append(("settings", "Settings", markup.pairs(settings)))
     return markup.page(card["title"], sections, introduction)
@@ -70,9 +72,11 @@ def text_list(records: Iterable[Record]) -> str:
 
 def _pictures(record: Record, panels: Sequence[Json]) -> str:
     pieces = []
-    for first in range(0, len(panels), _COLUMNS):
-        some = panels[first : first + _COLUMNS]
-        figure = new_figure(3.6 * len(some) + 0.3, 3.0)
+    columns = 1 if max(len(panel.get("ticks", ())) for panel in panels) > NARROW else _COLUMNS
+    for first in range(0, len(panels), columns):
+        some = panels[first : first + columns]
+        named = any(panel.get("ticks") for panel in some)
+        figure = new_figure(3.6 * len(some) + 0.3 if columns > 1 else 7.5, 3.5 if named else 3.0)
         axes = figure.subplots(1, len(some), squeeze=False)[0]
         for one, panel in zip(axes, some, strict=True):
             _draw(one, record, panel)
@@ -85,36 +89,53 @@ def _draw(axes: Axes, record: Record, panel: Json) -> None:
     x = np.asarray(record.arrays[panel["x"]], dtype=np.float64)
     labels = list(dict.fromkeys(curve["label"] for curve in panel["curves"]))
     seen: list[np.ndarray] = []
+    named = panel.get("ticks", ())
     places = np.log10(x) if panel["log_x"] else x
-    for curve in panel["curves"]:
+    for i, curve in enumerate(panel["curves"]):
         mean, error, _ = _values(record, curve)
-        colour = COLOURS[labels.index(curve["label"]) % len(COLOURS)]
         if panel["log_y"]:
             with np.errstate(divide="ignore", invalid="ignore"):
                 error = error / (np.log(10) * np.abs(mean))
                 mean = np.where(mean > 0, np.log10(np.abs(mean)), np.nan)
         seen.append(mean)
-        if curve["kind"] in ("theory", "fit", "reference"):
+        colour = COLOURS[labels.index(curve["label"]) % len(COLOURS)]
+        if named:
+            share = (i + 0.5) / len(panel["curves"]) - 0.5
+            _dots(axes, curve["kind"], places + DODGE * share, mean, error, colour, joined=False)
+        elif curve["kind"] in ("theory", "fit", "reference"):
             axes.plot(places, mean, color="#999999" if curve["kind"] == "reference" else colour,
                       linewidth=0.8 if curve["kind"] == "reference" else 1.3)  # fmt: skip
         else:
-            style = "dashed" if curve["kind"] == "network" else "none"
-            axes.plot(places, mean, color=colour, marker=MARKERS[curve["kind"]], markersize=3.2, linestyle=style,
-                      linewidth=0.7, markerfacecolor="white" if curve["kind"] == "network" else colour)  # fmt: skip
-            axes.vlines(places, mean - error, mean + error, color=colour, linewidth=0.9)
+            _dots(axes, curve["kind"], places, mean, error, colour, joined=curve["kind"] == "network")
     bare(axes)
     axes.grid(axis="y", color=GRID, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.set_title(panel["title"], loc="left")
-    axes.set_xlabel(panel["x_label"])
+    axes.set_xlabel("" if named else panel["x_label"])
     axes.set_ylabel(panel["y_label"])
-    _ticks(axes.xaxis, places, panel["log_x"])
+    if named:
+        axes.set_xlim(-0.6, len(named) - 0.4)
+        fixed_ticks(axes.xaxis, places, named)
+        if len(named) > FLAT:
+            for label in axes.get_xticklabels():
+                label.set(rotation=45, rotation_mode="anchor", horizontalalignment="right")
+    else:
+        _ticks(axes.xaxis, places, panel["log_x"])
     _ticks(axes.yaxis, np.concatenate(seen), panel["log_y"])
     if len(labels) > 1:
         from matplotlib.lines import Line2D
 
         keys = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=1.5) for i in range(len(labels))]
         axes.legend(keys, labels, fontsize=6.5, frameon=False, handlelength=1.2, labelspacing=0.25)
+
+
+def _dots(
+    axes: Axes, kind: str, places: np.ndarray, mean: np.ndarray, error: np.ndarray, colour: str, joined: bool
+) -> None:
+    axes.plot(places, mean, color=colour, marker=MARKERS[kind], markersize=3.2 if kind in FILLED else 7,
+              linestyle="dashed" if joined else "none", linewidth=0.7,
+              markerfacecolor="white" if kind == "network" else colour)  # fmt: skip
+    axes.vlines(places, mean - error, mean + error, color=colour, linewidth=0.9)
 
 
 def _ticks(axis: Any, values: np.ndarray, logarithmic: bool) -> None:
@@ -134,6 +155,7 @@ def _table(record: Record, panel: Json) -> str:
     x = np.asarray(record.arrays[panel["x"]], dtype=np.float64)
     columns = [_values(record, curve) for curve in panel["curves"]]
     rows = []
+    named = panel.get("ticks", ())
     for i, place in enumerate(x):
         cells = []
         for mean, error, count in columns:
@@ -141,10 +163,17 @@ def _table(record: Record, panel: Json) -> str:
             if count > 1 and text != ABSENT:
                 text += f" ± {number(float(error[i]), float(error[i]))} ({count})"
             cells.append(text)
-        rows.append([f"{place:g}", *cells])
+        rows.append([escape(named[i]) if named else f"{place:g}", *cells])
     kinds = {"theory": "theory", "fit": "fit", "kernel": "kernel", "network": "network", "reference": "reference"}
     head = [escape(panel["x_label"]), *(f"{escape(c['label'])}, {kinds[c['kind']]}" for c in panel["curves"])]
-    return f"<h3>{escape(panel['title'])}: {escape(panel['y_label'])}</h3>\n" + markup.table(head, rows)
+    left = (0,) if named else ()
+    return f"<h3>{escape(panel['title'])}: {escape(panel['y_label'])}</h3>\n" + markup.table(head, rows, text=left)
+
+
+def _scores(record: Record) -> str:
+    rows = [(escape(score.name), measured(score)) for score in record.scores]
+    table = markup.table(("score", "mean ± standard error (seeds)"), rows, text=(0,))
+    return markup.details(f"{len(rows)} scores", table, unfolded=len(rows) <= FEW) if rows else ""
 
 
 def _values(record: Record, curve: Json) -> tuple[np.ndarray, np.ndarray, int]:

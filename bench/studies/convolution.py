@@ -4,31 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench import store
 from bench.compare.alignment import alignment, area, cumulative_power, power_at
 from bench.compare.metrics import agreement, relative_error
 from bench.predict import KernelPredictor
 from bench.record import Record, summarise
-from bench.studies.patches import patch_net, patch_ntk, permuted_pixels, random_filter_kernel, whitened_patches
+from bench.studies.panel import Curve, Panel, named_panel, page, places
+from bench.studies.patches import (
+    patch_net,
+    patch_ntk,
+    permuted_pixels,
+    random_filter_kernel,
+    scrambled_pixels,
+    whitened_patches,
+)
 from bench.studies.study import result
 from bench.train import Trainer
 from bench.trained import Member, seed_of
 from models.limits import infinite_width
 from models.mlp import mlp
 from tasks.images import cifar10, fashion_mnist
+from tasks.inputs import prepare
 from tasks.task import Task
 
-SETS = {"cifar10": (cifar10, 2), "fashion_mnist": (fashion_mnist, 4)}
+Images = Literal["cifar10", "cifar10_grey", "fashion_mnist"]
+SETS = {"cifar10": (cifar10, 2), "cifar10_grey": (cifar10, 2), "fashion_mnist": (fashion_mnist, 4)}
 """The maker, and the padding with which patches lie on a 16 x 16 grid."""
 CELLS = 4  # the grid is averaged over 4 x 4 parts
 
+LABELS = {
+    "connected": "connected", "convolution": "convolution", "convolution_permuted": "pixels permuted",
+    "convolution_scrambled": "pixels scrambled",
+}  # fmt: skip
+SEEN = tuple(LABELS)
+
+_OF_CIFAR = (("plane", "ship"), ("cat", "dog"), ("deer", "horse"), ("car", "truck"), ("bird", "frog"))
 PAIRS = {
-    "cifar10": (("plane", "ship"), ("cat", "dog"), ("deer", "horse"), ("car", "truck"), ("bird", "frog")),
+    "cifar10": _OF_CIFAR,
+    "cifar10_grey": _OF_CIFAR,
     "fashion_mnist": (("tshirt", "shirt"), ("pullover", "coat"), ("sneaker", "boot")),
 }
 
@@ -39,16 +58,19 @@ class Convolution:
 
     Attributes:
         pairs: of classes; none: those of ``PAIRS``.
+        images: "cifar10_grey": the mean over the channels instead of colours, for every kernel.
+        stride: of the patches, 5 x 5 pixels each; an exact kernel costs one over its fourth power.
         kernel: "exact", the NTK of one convolution on whitened patches at infinite width; "random", the kernel of
             ``filters`` random filters, tens of times cheaper.
         width: of trained networks beside the kernels; 0 trains none.
     """
 
-    images: str = "cifar10"
+    images: Images = "cifar10"
     pairs: tuple[tuple[str, str], ...] = ()
     n_train: int = 200
     n_test: int = 300
-    kernel: str = "random"
+    stride: int = 2
+    kernel: Literal["exact", "random"] = "random"
     filters: int = 256
     width: int = 0
     richness: float = 1.0
@@ -58,9 +80,11 @@ class Convolution:
 def convolution(settings: Convolution) -> Record:
     """Ridgeless regression and alignment with each kernel, and networks of both kinds.
 
-    Arrays ``<metric>_<kernel>`` [seeds, pairs]: kernels ``connected`` (three hidden ReLU layers), ``convolution`` and
-    ``convolution_permuted``; metrics ``class_error``, ``test_error`` (relative), ``alignment`` (centred), ``area``
-    (under C) and ``power_quarter`` (C(.25)). With networks also ``class_error_<kernel>_net``.
+    Arrays ``<metric>_<kernel>`` [seeds, pairs]: kernels ``connected`` (three hidden ReLU layers), ``convolution``,
+    ``convolution_permuted`` (the pixels, in one order for all images) and ``convolution_scrambled`` (in another order
+    for each); metrics ``class_error``, ``test_error`` (relative), ``alignment`` (centred), ``area`` (under C) and
+    ``power_quarter`` (C(.25)). With networks also ``class_error_<kernel>_net``. Scores: means over the pairs, and
+    ``error saved by <kernel>``, the class error less than that of ``connected``.
     """
     pairs = settings.pairs or PAIRS[settings.images]
     rows: dict[str, list[list[float]]] = {}
@@ -72,9 +96,36 @@ def convolution(settings: Convolution) -> Record:
         for name, values in columns.items():
             rows.setdefault(name, []).append(values)
     arrays = {name: np.array(values) for name, values in rows.items()}
-    scores = tuple(summarise(name, list(values.mean(1)), settings.seeds) for name, values in arrays.items())
-    return result(scores, arrays, {"title": f"Convolutional against fully connected on {settings.images}",
-                                   "kernel": settings.kernel, "pairs": pairs})  # fmt: skip
+    saved = {
+        f"error saved by {name}": arrays["class_error_connected"] - arrays[f"class_error_{name}"] for name in SEEN[1:]
+    }
+    means = {name: list(values.mean(1)) for name, values in (arrays | saved).items()}
+    scores = tuple(summarise(name, values, settings.seeds) for name, values in means.items())
+    names = tuple("/".join(pair) for pair in pairs)
+    return result(scores, arrays | places(names), {**store.plain(settings), "pairs": pairs, **_page(settings, names)})
+
+
+def _page(settings: Convolution, names: tuple[str, ...]) -> dict[str, Any]:
+    def panel(title: str, metric: str, networks: bool = False) -> Panel:
+        curves = [Curve(label, f"{metric}_{kernel}", "kernel") for kernel, label in LABELS.items()]
+        if networks:
+            curves += [Curve(label, f"{metric}_{kernel}_net", "network") for kernel, label in LABELS.items()]
+        return named_panel(title, names, title.lower(), tuple(curves), what="pair")
+
+    panels = (
+        panel("Class error", "class_error", settings.width > 0),
+        panel("Area under C", "area"),
+        panel("Centred alignment", "alignment"),
+    )
+    limit = "at infinite width" if settings.kernel == "exact" else f"of {settings.filters} random filters"
+    text = (
+        f"{settings.n_train} training images of two classes of {settings.images}: ridgeless regression with the NTK of "
+        "three connected layers, and with the kernel of one convolution on whitened 5 x 5 patches, averaged over "
+        f"{CELLS} x {CELLS} parts, {limit}. Permuted: the pixels of all images in one random order, which a connected "
+        "network does not see; patches are then random sets of pixels. Scrambled: in another order for each image, so "
+        "that only the distribution of its colours is left. Grey images (the mean over the channels) have no colours."
+    )
+    return page(f"Convolutional against fully connected: {settings.images}", text, panels)
 
 
 def _pair(settings: Convolution, pair: tuple[str, str], seed: int) -> dict[str, float]:
@@ -89,7 +140,7 @@ def _pair(settings: Convolution, pair: tuple[str, str], seed: int) -> dict[str, 
 
 
 def _tasks(settings: Convolution, pair: tuple[str, str], seed: int) -> Mapping[str, Task]:
-    """The same images as vectors on the sphere, as whitened patches, and as whitened patches of permuted images."""
+    """The same images as vectors on the sphere, and as whitened patches of themselves, permuted and scrambled."""
     make, padding = SETS[settings.images]
     draw: dict[str, Any] = {
         "classes": pair,
@@ -97,15 +148,17 @@ def _tasks(settings: Convolution, pair: tuple[str, str], seed: int) -> Mapping[s
         "n_test": settings.n_test,
         "seed": seed_of("data", seed),
     }
-    connected, raw = make(**draw), make(**draw, inputs="raw")
+    raw = make(**draw, inputs="raw")
+    images, n = torch.cat([raw.x_train, raw.x_test]), settings.n_train
+    if settings.images == "cifar10_grey":
+        images = images.mean(1, keepdim=True)
+    on_sphere = prepare(raw.name, images[:n], images[n:], "sphere")
+    connected = replace(raw, x_train=on_sphere[0], x_test=on_sphere[1])
     tasks = {"connected": connected}
-    images = torch.cat([raw.x_train, raw.x_test])
-    n = settings.n_train
-    for name, x in (
-        ("convolution", images),
-        ("convolution_permuted", permuted_pixels(images, seed_of("pixels", seed))),
-    ):
-        patches = whitened_patches(x, n, padding=padding)
+    mixed = seed_of("pixels", seed)
+    kinds = images, permuted_pixels(images, mixed), scrambled_pixels(images, mixed)
+    for name, x in zip(SEEN[1:], kinds, strict=True):
+        patches = whitened_patches(x, n, stride=settings.stride, padding=padding)
         tasks[name] = replace(connected, x_train=patches[:n], x_test=patches[n:])
     return tasks
 

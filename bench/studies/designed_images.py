@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench import store
 from bench.compare.metrics import agreement, r2
 from bench.ntk import empirical_ntk
 from bench.predict import KernelPredictor
 from bench.record import Record, summarise
+from bench.studies.panel import Curve, named_panel, page, places
 from bench.studies.patches import whitened_patches
 from bench.studies.study import result
 from bench.train import Trainer
@@ -30,11 +33,14 @@ from tasks.task import Task
 SIZE = 7  # images are averaged down to this many pixels a side
 SMALL = 4  # those of the residual network, whose limit has the covariance of every pair of pixels
 GRID = 4  # patches a side, of the 14 x 14 image
+CONNECTED = 1024  # hidden units
+NETWORKS = ("connected", "patches", "cnn", "resnet")
+DEEP = "relu:4"  # the target whose network there is on each patch
 
 
 @dataclass(frozen=True)
 class DesignedImages:
-    """Settings: each seed draws images of two classes; ``inits`` networks of ``width`` (1,024 if fully connected)."""
+    """Settings: each seed draws images of two classes; ``inits`` networks of ``width`` (but ``CONNECTED``)."""
 
     target: str = "relu:4"
     classes: tuple[str, str] = ("tshirt", "shirt")
@@ -52,29 +58,60 @@ def designed_images(settings: DesignedImages) -> Record:
     patches of one norm, averaged over positions: there the kernel designed for carries over, as its mean over pairs of
     patches), ``cnn`` (one 3 x 3 convolution, read out at every pixel) and ``resnet`` (a stem and one block).
 
-    Arrays [seeds]: ``<network>/to_designed``, the distance of the exact limit from the kernel designed for, relative,
-    at the best scale; ``<network>/to_relu4``, from the limit of ``patches`` with four hidden ReLU layers on each patch
-    (``patches`` only); ``<network>/initial``, the distance of K_0 from the limit; ``<network>/r2``, of regression with
-    the limit against the trained networks; ``<network>/limit_error`` and ``<network>/net_error``, their test errors in
-    class; and the last four with ``_relu`` for ReLU.
+    Arrays [seeds, networks], and scores ``<network>/<array>``: ``to_designed``, the distance of the exact limit from
+    the kernel designed for, relative, at the best scale; ``to_deep``, from the limit of ``patches`` with four hidden
+    ReLU layers on each patch (nan for the others, and for targets other than "relu:4"); ``initial``, the distance of
+    K_0 from the limit; ``r2``, of regression with the limit against the trained networks; ``limit_error`` and
+    ``net_error``, their test errors in class; and the last four with ``_relu`` for ReLU.
     """
     made = design(settings.target)
-    columns: dict[str, list[float]] = {}
+    rows: dict[str, list[list[float]]] = {}
     for seed in settings.seeds:
+        columns: dict[str, list[float]] = {}
         for name, (task, kernel, build) in _networks(made, settings, seed).items():
             net = build(made.activation)
             limit = infinite_width(net)(_points(task)).ntk
-            row = {"to_designed": _distance(limit, kernel)}
-            if name == "patches":
-                row["to_relu4"] = _distance(limit, infinite_width(_deep_patches(task))(_points(task)).ntk)
+            row = {"to_designed": _distance(limit, kernel), "to_deep": math.nan}
+            if name == "patches" and settings.target == DEEP:
+                row["to_deep"] = _distance(limit, infinite_width(_deep_patches(task))(_points(task)).ntk)
             row |= _trained(task, net, limit, settings, seed, "")
             plain = build(nn.ReLU())
             row |= _trained(task, plain, infinite_width(plain)(_points(task)).ntk, settings, seed, "_relu")
             for key, value in row.items():
-                columns.setdefault(f"{name}/{key}", []).append(value)
-    scores = tuple(summarise(name, values, settings.seeds) for name, values in columns.items())
-    return result(scores, {name: np.array(values) for name, values in columns.items()},
-                  {"title": f"The activation designed for {settings.target}, in four networks"})  # fmt: skip
+                columns.setdefault(key, []).append(value)
+        for key, values in columns.items():
+            rows.setdefault(key, []).append(values)
+    arrays = {key: np.array(values) for key, values in rows.items()}
+    scores = [
+        summarise(f"{name}/{key}", list(values[:, i]), settings.seeds)
+        for i, name in enumerate(NETWORKS)
+        for key, values in arrays.items()
+        if np.isfinite(values[:, i]).all()
+    ]
+    return result(tuple(scores), arrays | places(NETWORKS), {**store.plain(settings), **_page(settings)})
+
+
+def _page(settings: DesignedImages) -> dict[str, Any]:
+    panels = (
+        named_panel("Kernels", NETWORKS, "relative distance",
+                    (Curve("limit to the kernel designed for", "to_designed", "theory"),
+                     Curve("start to limit, designed", "initial", "network"),
+                     Curve("start to limit, ReLU", "initial_relu", "network")), True, "network"),
+        named_panel("Regression with the limit, against trained networks", NETWORKS, "R2",
+                    (Curve("designed", "r2", "kernel"), Curve("ReLU", "r2_relu", "kernel")), what="network"),
+        named_panel("Test error in class", NETWORKS, "test error",
+                    (Curve("designed", "limit_error", "kernel"), Curve("designed", "net_error", "network"),
+                     Curve("ReLU", "limit_error_relu", "kernel"), Curve("ReLU", "net_error_relu", "network")),
+                    what="network"),
+    )  # fmt: skip
+    text = (
+        f"The activation designed for {settings.target}, in four networks of width {settings.width} (the connected "
+        f"one: {CONNECTED}) on {settings.n_train} images of {' and '.join(settings.classes)}, beside ReLU in the same "
+        "four. The limits are exact, of these very networks. Where all that enters the activation has one norm "
+        "(connected; patches, whose kernel is the mean over pairs of patches) the limit is the kernel designed for; "
+        "elsewhere norms differ, and the limit is another kernel, which the trained networks follow."
+    )
+    return page(f"The activation designed for {settings.target}, in four networks", text, panels)
 
 
 Network = tuple[Task, Tensor, Callable[[nn.Module], nn.Module]]
@@ -95,7 +132,7 @@ def _networks(made: Design, settings: DesignedImages, seed: int) -> dict[str, Ne
     # Unit weights and no biases, so that what enters the activation has variance 1 for inputs on the sphere.
     plain: dict[str, Any] = {"w_std": 1.0, "b_std": None}
     return {
-        "connected": (task, _on_images(made, task), lambda phi: mlp(SIZE**2, 1024, 1, 1, phi, **plain)),
+        "connected": (task, _on_images(made, task), lambda phi: mlp(SIZE**2, CONNECTED, 1, 1, phi, **plain)),
         "patches": (seen, mean, lambda phi: cnn(entries, settings.width, 1, 1, phi, "gap", None, 1, **plain)),
         "cnn": (task, _on_images(made, task), lambda phi: cnn(1, settings.width, 1, 1, phi, "flatten", SIZE, **plain)),
         "resnet": (small, _on_images(made, small), lambda phi: resnet(1, settings.width, 1, 1, phi, **plain)),

@@ -62,6 +62,15 @@ def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return line(np.log(x), np.log(y)).slope
 
 
+def ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The ratio of the means of [seeds] and [seeds], as jackknife pseudo-values, one a seed (Tukey 1958)."""
+    seeds, whole = len(one), one.mean() / other.mean()
+    if seeds == 1:
+        return np.array([whole])
+    without = (one.sum() - one) / (other.sum() - other)
+    return np.asarray(seeds * whole - (seeds - 1) * without)
+
+
 def power_law(x: np.ndarray, y: np.ndarray) -> Fit | None:
     """``y = exp(intercept) x^slope`` through the mean over the seeds, which is where noise averages out.
 

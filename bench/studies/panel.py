@@ -14,6 +14,8 @@ Kind = Literal["theory", "fit", "kernel", "network", "reference"]
 """How a curve is drawn: a line for theory or a fit, dots with error bars for what was measured, a thin line as
 reference."""
 
+PLACE = "place"
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -37,6 +39,7 @@ class Panel:
 
     Attributes:
         x: the name of the array [points] on the horizontal axis.
+        ticks: what the points are called, where they have names instead of values; nothing joins them then.
     """
 
     title: str
@@ -46,6 +49,23 @@ class Panel:
     curves: tuple[Curve, ...]
     log_x: bool = False
     log_y: bool = False
+    ticks: tuple[str, ...] = ()
+
+
+def named_panel(
+    title: str, names: tuple[str, ...], y_label: str, curves: tuple[Curve, ...], log_y: bool = False, what: str = ""
+) -> Panel:
+    """A panel whose points are named things; the record has ``places(names)`` among its arrays.
+
+    Args:
+        what: they are, such as "task": the head of the table's first column.
+    """
+    return Panel(title, PLACE, what, y_label, curves, log_y=log_y, ticks=names)
+
+
+def places(names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The array that ``named_panel`` draws against."""
+    return {PLACE: np.arange(len(names))}
 
 
 def page(title: str, text: str, panels: tuple[Panel, ...]) -> dict[str, Any]:

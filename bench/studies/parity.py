@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench import store
 from bench.predict import KernelPredictor
-from bench.record import Record
+from bench.record import Record, summarise
+from bench.studies.panel import Curve, Panel, named_panel, page, places
 from bench.studies.plain_descent import descend
 from bench.studies.study import result
 from bench.trained import seed_of
@@ -23,6 +26,10 @@ from tasks.hypercube import monomial, parity
 from tasks.task import Task
 
 FREQUENCY, AMPLITUDE = 6.0, 0.5
+NETS = {
+    "sine_kernel": "kernel, sine", "relu_kernel": "kernel, 4 ReLU", "sine_net": "network, sine",
+    "relu_net": "network, ReLU",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,34 @@ def parity_networks(settings: Parity) -> Record:
         row["antipodes"] = float(np.mean([tuple(x) in trained for x in (-task.x_test).tolist()]))
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
-    return result(arrays={name: np.array(values) for name, values in columns.items()})
+    arrays = {name: np.array(values) for name, values in columns.items()}
+    kinds = tuple(NETS)
+    arrays |= {what: np.stack([arrays[f"{what}_{name}"] for name in kinds], 1) for what in ("accuracy", "learnability")}
+    arrays |= {"seen": np.repeat(arrays["antipodes"][:, None], len(kinds), 1), **places(kinds)}
+    scores = tuple(
+        summarise(name, list(values), settings.seeds)
+        for name, values in arrays.items()
+        if values.ndim == 1 and name != "place"
+    )
+    return result(scores, arrays, {**store.plain(settings), **_parity_page(settings)})
+
+
+def _parity_page(settings: Parity) -> dict[str, Any]:
+    labels = tuple(NETS.values())
+    panels = (
+        named_panel("Accuracy on unseen points", labels, "accuracy", (Curve("accuracy", "accuracy", "kernel"),),
+                    what="learner"),
+        named_panel("Learnability", labels, "<y, f> / <y, y>",
+                    (Curve("share of antipodes seen", "seen", "theory"),
+                     Curve("learnability", "learnability", "kernel")), what="learner"),
+    )  # fmt: skip
+    text = (
+        f"The parity of all {settings.bits} bits, from half of the points. Regression with the kernel of sin(6 z) / 2, "
+        "engineered for it, learns of it the share of points whose antipode it saw, and classifies the others at "
+        f"chance: that an engineered kernel solves parity is refuted. Beside it trained networks of width "
+        f"{settings.width}, which learn features."
+    )
+    return page(f"Parity of {settings.bits} bits: kernels and networks", text, panels)
 
 
 @dataclass(frozen=True)
@@ -105,7 +139,20 @@ def monomials(settings: Monomials) -> Record:
         }
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
-    return result(arrays={name: np.array(values) for name, values in columns.items()})
+    arrays = {name: np.array(values) for name, values in columns.items()}
+    scores = tuple(summarise(name, list(values), settings.seeds) for name, values in arrays.items() if values.ndim == 1)
+    kernels = ("designed", "relu_1", "relu_2", "relu_4")
+    arrays |= {"degree": np.arange(1, 6), "cubic": np.stack([arrays[name] for name in kernels], 1), **places(kernels)}
+    panels = (
+        Panel("Monomials of one degree", "degree", "degree", "test error", (Curve("two layers", "levels", "kernel"),)),
+        named_panel("x1 x2 x3", ("c^3 + c / 100", "1 layer", "2 layers", "4 layers"), "test error",
+                    (Curve("test error", "cubic", "kernel"),), what="kernel"),
+    )  # fmt: skip
+    text = (
+        f"Regression from {settings.n} points of the {settings.d}-cube, with NTKs of ReLU layers and with a kernel "
+        "designed for degree 3. a_3 is the share of c^3 that design((X, y)) finds from the data alone."
+    )
+    return result(scores, arrays, {**store.plain(settings), **page("Monomials: what a kernel is for", text, panels)})
 
 
 def sine_kernel(task: Task) -> Tensor:

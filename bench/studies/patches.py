@@ -39,6 +39,14 @@ def permuted_pixels(x: Tensor, seed: int) -> Tensor:
     return x.flatten(2)[:, :, order].reshape(x.shape)
 
 
+def scrambled_pixels(x: Tensor, seed: int) -> Tensor:
+    """Another permutation of the positions for each image, the same for its channels: what is left is which colours
+    an image has, and no place of any."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(len(x), x.shape[2] * x.shape[3], generator=generator).argsort(1)
+    return x.flatten(2).gather(2, order[:, None].expand(-1, x.shape[1], -1)).reshape(x.shape)
+
+
 def patch_net(entries: int, width: int, side: int, cells: int, activation: nn.Module | None = None) -> nn.Sequential:
     """One hidden unit a filter and patch, averaged over each of cells x cells parts of the image, and a read-out."""
     return nn.Sequential(

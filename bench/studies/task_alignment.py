@@ -6,13 +6,17 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
+from bench import store
 from bench.diagnose import Diagnosis, diagnose
 from bench.record import Record, summarise
 from bench.studies.named import named_model, named_task
+from bench.studies.panel import Curve, Panel, named_panel, page, places
 from bench.studies.study import ROOT, result
 from bench.trained import seed_of
 from models.limits import infinite_width
@@ -33,7 +37,8 @@ class Pairs:
 def pairs(settings: Pairs) -> Record:
     """What ``diagnose`` says of the training points alone, beside the test error of regression; the NTK of ReLU layers.
 
-    Arrays, all [seeds, 45]: ``power_tenth``, ``alignment``, ``leave_one_out``, ``predicted`` and ``test_error``.
+    Arrays, all [seeds, 45]: ``power_tenth``, ``alignment``, ``leave_one_out``, ``predicted`` and ``test_error``; and
+    ``<what>_mean`` [45] over the seeds. Scores: the rank correlation of each with ``test_error`` over the pairs.
     """
     limit = infinite_width(mlp(28 * 28, 1, settings.depth, 1, "relu", b_std=0.1))
     rows: dict[str, list[list[float]]] = {}
@@ -52,7 +57,34 @@ def pairs(settings: Pairs) -> Record:
                 columns.setdefault(name, []).append(value)
         for name, values in columns.items():
             rows.setdefault(name, []).append(values)
-    return result(arrays={name: np.array(values) for name, values in rows.items()})
+    arrays = {name: np.array(values) for name, values in rows.items()}
+    scores = tuple(
+        summarise(f"{name}/Spearman with test error", rank_correlations(values, arrays["test_error"]), settings.seeds)
+        for name, values in arrays.items()
+        if name != "test_error"
+    )
+    arrays |= {f"{name}_mean": values.mean(0) for name, values in arrays.items()}
+    return result(scores, arrays, {**store.plain(settings), **_pairs_page(settings)})
+
+
+def rank_correlations(one: np.ndarray, other: np.ndarray) -> list[float]:
+    """Spearman's, a seed each, of [seeds, tasks] and [seeds, tasks]."""
+    return [float(spearmanr(a, b).statistic) for a, b in zip(one, other, strict=True)]
+
+
+def _pairs_page(settings: Pairs) -> dict[str, Any]:
+    seen = (("power_tenth", "C(.1), power in the leading tenth"), ("alignment", "centred alignment"),
+            ("leave_one_out", "leave-one-out error"), ("predicted", "predicted test error"))  # fmt: skip
+    panels = tuple(
+        Panel(label, f"{name}_mean", label, "test error", (Curve("a pair of classes", "test_error", "kernel"),))
+        for name, label in seen
+    )
+    text = (
+        f"The 45 pairs of classes of Fashion-MNIST, {settings.n_train} training images of each: what the labels and "
+        f"the kernel of the training points say (NTK of {settings.depth} ReLU layers; the predicted error sees the "
+        "test points' kernel and labels, too), against the test error that regression makes. Means over the seeds."
+    )
+    return page("Which tasks are easy: 45 pairs of Fashion-MNIST", text, panels)
 
 
 @dataclass(frozen=True)
@@ -90,8 +122,31 @@ def shipped_tasks(settings: ShippedTasks) -> Record:
         for i, task in enumerate(found)
         for what in columns
     ]
-    return result(tuple(scores), arrays, {"title": f"Alignment of the {settings.model}'s infinite-width NTK with tasks",
-                                          "tasks": list(found), "missing": missing})  # fmt: skip
+    tasks = tuple(found)
+    card = {"model": settings.model, "tasks": tasks, "missing": missing, **_shipped_page(settings, tasks, missing)}
+    return result(tuple(scores), arrays | places(tasks), card)
+
+
+def _shipped_page(settings: ShippedTasks, tasks: tuple[str, ...], missing: list[str]) -> dict[str, Any]:
+    def panel(title: str, label: str, curves: tuple[Curve, ...], log_y: bool = False) -> Panel:
+        return named_panel(title, tasks, label, curves, log_y, "task")
+
+    panels = (
+        panel("Alignment over chance", "alignment / chance", (Curve("over chance", "over_chance", "kernel"),), True),
+        panel("Standard deviations above chance", "permutation z", (Curve("z", "z", "kernel"),)),
+        panel("Power in the leading modes", "share of the target's power",
+              (Curve("C(.1), in the leading tenth", "power_tenth", "kernel"),
+               Curve("area under C (chance .5)", "power_area", "kernel"))),
+        panel("Relative test error of regression", "test error",
+              (Curve("predicted", "predicted", "theory"), Curve("measured", "measured", "kernel"))),
+    )  # fmt: skip
+    text = (
+        f"Every task that ships, at its own size, and the infinite-width NTK of the {settings.model}: what "
+        "bench.diagnose says of its training and test points together. Alignment is centred; chance is its exact mean "
+        "over permutations of the labels. The predicted test error is eigenlearning's."
+    )
+    return page(f"Alignment of the {settings.model}'s infinite-width NTK with every task", text + (
+        f" No data at hand for: {', '.join(missing)}." if missing else ""), panels)  # fmt: skip
 
 
 def _shipped(name: str, model: str, seed: int) -> Diagnosis:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from bench import store
 from bench.compare import Alignment, Motion
-from bench.record import Record
+from bench.record import Record, summarise
+from bench.studies.panel import Curve, Panel, page
 from bench.studies.study import result
 from bench.train import Trainer
 from bench.trained import Member, Trained, seed_of
@@ -59,18 +62,36 @@ def training_alignment(settings: TrainingAlignment) -> Record:
         return scores[f"alignment/after{name}"] / scores[f"alignment/initial{name}"]
 
     held_out = measure.arrays(trained)["snapshot_alignment_held_out"]
-    return result(
-        arrays={
-            "train": after_over_before("/train"),
-            "held_out": after_over_before(""),
-            "train_over_chance": after_over_before("/train_over_chance"),
-            "held_out_over_chance": after_over_before("/over_chance"),
-            "change": scores["alignment/after/over_chance"] - scores["alignment/initial/over_chance"],
-            "motion": scores["kernel/motion"],
-            "distance": scores["kernel/distance"],
-            "silent": np.array(_losses_half_way(trained, held_out)),
-        }
+    arrays: dict[str, np.ndarray] = {
+        "train": after_over_before("/train"),
+        "held_out": after_over_before(""),
+        "train_over_chance": after_over_before("/train_over_chance"),
+        "held_out_over_chance": after_over_before("/over_chance"),
+        "change": scores["alignment/after/over_chance"] - scores["alignment/initial/over_chance"],
+        "motion": scores["kernel/motion"],
+        "distance": scores["kernel/distance"],
+        "silent": np.array(_losses_half_way(trained, held_out)),
+    }
+    found = tuple(summarise(name, list(values), settings.seeds) for name, values in arrays.items())
+    losses = np.array([history.snapshot_loss.numpy() for history in trained.history])
+    arrays |= {"held_out_curve": held_out, "loss_curve": losses, "snapshot": np.arange(held_out.shape[1])}
+    return result(found, arrays, {**store.plain(settings), **_page(settings)})
+
+
+def _page(settings: TrainingAlignment) -> dict[str, Any]:
+    panels = (
+        Panel("While it trains", "snapshot", "snapshot", "alignment on held-out points",
+              (Curve("alignment", "held_out_curve", "network"),)),
+        Panel("Train loss", "snapshot", "snapshot", "relative train MSE", (Curve("loss", "loss_curve", "network"),),
+              log_y=True),
+    )  # fmt: skip
+    text = (
+        f"Networks of width {settings.width} ({settings.activation}, richness {settings.richness:g}) on {settings.n} "
+        f"Gaussian points with {settings.labels} labels: the centred alignment of their kernel on points that they "
+        "were not trained on. Snapshots are those of the trainer, from the start to the end."
     )
+    title = f"Alignment in training: {settings.activation}, richness {settings.richness:g}, {settings.labels} labels"
+    return page(title, text, panels)
 
 
 def _task(settings: TrainingAlignment, seed: int) -> Task:

@@ -11,9 +11,11 @@ import pytest
 
 from bench import store
 from bench.plan import CONF, PlanError, plan
-from bench.record import Record
+from bench.record import Record, summarise
 from bench.report.panels import study_page
-from bench.studies.panel import Curve, Panel, page
+from bench.studies.convolution import Convolution, convolution
+from bench.studies.mimics import MimicCurves, mimic_curves
+from bench.studies.panel import Curve, Panel, named_panel, page, places
 
 STUDIES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if "study:" in path.read_text())
 SMALL = ["experiment=pure_modes", "study.networks=0", "study.trials=3", "study.size=4", "study.levels=[0,1]",
@@ -81,3 +83,42 @@ def test_a_page_shows_means_errors_and_counts() -> None:
     assert "0.50 ± 0.25 (2)" in text
     assert "width" in text
     assert "<svg" in text
+
+
+def test_a_page_of_named_things_has_their_names_and_the_scores() -> None:
+    names = ("first", "second & last")
+    card = page("H", "T", (named_panel("Error", names, "MSE", (Curve("a", "a", "kernel"),), what="task"),))
+    arrays = {"a": np.array([[1.0, 3.0], [2.0, 5.0]]), **places(names)}
+    text = study_page(Record("r", "done", "", card, (summarise("a/mean", [2.0, 3.5], [0, 1]),), arrays=arrays))
+    assert '<td class="text">second &amp; last</td><td>4.0 ± 1.0 (2)</td>' in text  # 4, sd 2^.5, two seeds
+    assert '<td class="text">a/mean</td><td>2.75 ± 0.75 (2)</td>' in text
+    assert text.count("second &amp; last") == 2  # below the picture and in the table
+
+
+def test_images_leave_a_page_a_pair(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WIDEBENCH_DATA", str(data_folder))
+    settings = Convolution("cifar10_grey", (("plane", "ship"), ("cat", "dog")), n_train=12, n_test=10, filters=16,
+                           width=4, seeds=(0,))  # fmt: skip
+    record = convolution(settings)
+    errors = record.arrays["class_error_connected"] - record.arrays["class_error_convolution_scrambled"]
+    found = record.score("error saved by convolution_scrambled")
+    assert found is not None
+    assert found.value == pytest.approx(errors.mean())
+    text = study_page(record)
+    for words in ("plane/ship", "cat/dog", "pixels scrambled, network", "<svg"):
+        assert words in text
+
+
+@pytest.mark.slow
+def test_loss_curves_leave_a_page() -> None:
+    record = mimic_curves(MimicCurves("wine", n_train=20, n_test=10, width=8, steps=60, seeds=(0, 1)))
+    arrays = record.arrays
+    assert arrays["train_mimic"].shape == (2, len(arrays["step"]))
+    assert arrays["step"][[0, -1]].tolist() == [0, 60]
+    assert (np.diff(arrays["step"]) > 0).all()
+    found = record.score("mimic/test gap over that of ReLU")
+    assert found is not None
+    ratio = arrays["gap_mimic_test"].mean() / arrays["gap_relu_test"].mean()
+    # The jackknife takes bias away: of two seeds, twice the ratio of the means less the mean of the ratios.
+    assert found.value == pytest.approx(2 * ratio - (arrays["gap_mimic_test"] / arrays["gap_relu_test"]).mean())
+    assert "<svg" in study_page(record)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Measurement, Records, Size, Statistics, Window, predicted
-from bench.studies.designs import DesignNoise, MimicCurves, Mimics, design_noise, mimic_curves, mimics
+from bench.studies.designs import DesignNoise, design_noise
 from bench.studies.fits import slopes
+from bench.studies.mimics import MimicCurves, Mimics, mimic_curves, mimics
 from bench.studies.parity import Monomials, Parity, monomials, parity_networks
 from bench.studies.study import Request
 
@@ -57,7 +59,7 @@ def _regressions(design: str) -> Callable[[Records], Statistics]:
     return statistics
 
 
-def _curves(task: str) -> Callable[[Size, tuple[int, ...]], Sequence[Request]]:
+def _curves(task: Literal["breast_cancer", "wine"]) -> Callable[[Size, tuple[int, ...]], Sequence[Request]]:
     def requests(size: Size, seeds: tuple[int, ...]) -> Sequence[Request]:
         return [Request(mimic_curves, MimicCurves(task, width=256 if size == "cpu" else 4096, seeds=seeds))]
 
@@ -78,7 +80,7 @@ def _gaps(net: str) -> Callable[[Records], Statistics]:
     return statistics
 
 
-def _tracks(task: str) -> Claim:
+def _tracks(task: Literal["breast_cancer", "wine"]) -> Claim:
     return Claim(
         name=f"mimic-tracks-deep-network-{task.replace('_', '-')}",
         statement=f"On {task}, the loss curve of a shallow mimic lies nearer to that of a 4-hidden-layer ReLU network "

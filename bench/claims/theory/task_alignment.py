@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
-from bench.claims.claim import Claim, Control, Records, Size, Statistics, Window
+from bench.claims.claim import Claim, Control, Measurement, Records, Size, Statistics, Window
 from bench.studies.convolution import Convolution, convolution
 from bench.studies.parity import Monomials, monomials
 from bench.studies.study import Request
-from bench.studies.task_alignment import Pairs, pairs
+from bench.studies.task_alignment import Pairs, pairs, rank_correlations
 from bench.studies.training_alignment import TrainingAlignment, training_alignment
 from tasks.sources import lacking
 
@@ -51,8 +50,7 @@ def _ranks(array: str, shuffled: bool = False) -> Callable[[Records], Statistics
         errors = records[0].arrays["test_error"]
         if shuffled:
             errors = np.roll(errors, 7, axis=1)
-        rows = zip(records[0].arrays[array], errors, strict=True)
-        return {"Spearman": [float(spearmanr(a, b).statistic) for a, b in rows]}
+        return {"Spearman": rank_correlations(records[0].arrays[array], errors)}
 
     return statistics
 
@@ -272,5 +270,26 @@ CLAIMS = [
         recorded="refuted",
         calibration=CALIBRATED,
         seeds=16,
+    ),
+]
+
+
+def _left(records: Records) -> Statistics:
+    return {
+        f"error saved, pixels {how}": _gain(f"convolution_{how}")(records)["error saved"]
+        for how in ("permuted", "scrambled")
+    }
+
+
+MEASUREMENTS = [
+    Measurement(
+        name="what-mixed-pixels-leave",
+        statement="Class error saved, against a connected kernel of the images as they are, by whitened patches of "
+        "pixels in one random order for all images (no neighbours), and in another for each (nothing but colours).",
+        source="measured for this project",
+        requests=_images,
+        statistics=_left,
+        seeds=16,
+        lacks=lambda: lacking("cifar10"),
     ),
 ]
