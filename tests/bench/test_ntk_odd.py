@@ -156,3 +156,20 @@ def test_what_has_no_kernel_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"^net recomputes activations \(torch.utils.checkpoint\)"):
             call()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("width", [64, 1024])
+def test_a_mask_that_flips_moves_the_kernel_by_one_over_the_width(width):
+    """Which is what float32 costs where a pre-activation is zero to rounding: of one unit of ``width``, with read-out
+    weight a, the share 2 a^2 |x|^2 / (d width) of K(x, x), some 2 |x|^2 / d, comes or goes."""
+    torch.manual_seed(0)
+    d = 20
+    net = mlp(d, width, 1, 1, w_std=2**0.5).double()
+    first, read = (p.detach() for n, p in net.named_parameters() if n.endswith("weight"))
+    x = torch.randn(1, d, dtype=torch.float64)
+    unit = first[0] / first[0].norm()
+    x = x - (x @ unit) * unit
+    on, off = (float(empirical_ntk(net, x + side * unit)) for side in (1e-9, -1e-9))
+    share = 2 * float(read[0, 0]) ** 2 * float(x.square().sum()) / (d * width)
+    assert on - off == pytest.approx(share, rel=1e-6)
+    assert 0 < (on - off) / on < 10 / width  # a^2 is below 10 in all but 2 of 1,000 draws
