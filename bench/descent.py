@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.batch import Batch, forward, lambda_max
 from bench.ledger import Course, Ledger, is_usable
 from bench.losses import Loss
+from bench.moment import Moment, Watch
 from bench.optimisers import Adam, HeavyBall, Nesterov, Optimiser, Plain, adam_factors, along
 from bench.orders import Orders
 from bench.savepoint import Savepoint, key_of
@@ -68,6 +69,7 @@ def descend(
     rule: Rule,
     progress: Callable[[float], None] | None = None,
     savepoint: Savepoint | None = None,
+    watch: Watch | None = None,
 ) -> list[Course]:
     """Train every member to the end that the rule names; members that are finished leave the batch.
 
@@ -81,6 +83,7 @@ def descend(
     Args:
         progress: told now and then which share of the way to the tolerance (in log loss) is done.
         savepoint: where to go on from, if there is something, and where to write the state.
+        watch: shown the batch when it asks for it.
 
     Returns:
         a course a member, in the order of the batch.
@@ -99,6 +102,8 @@ def descend(
             progress(descent.share())
         if savepoint is not None:
             savepoint.look(key, descent.state)
+        if watch is not None and watch.due(iteration):
+            watch.look(descent.moment())
         descent.iterate()
     return [descent.ledger.course(member) for member in range(len(batch.data))]
 
@@ -161,6 +166,21 @@ class _Descent:
         self.lambda_max = state["lambda_max"]
         if self.orders:
             self.orders.restore(state["orders"])
+
+    def moment(self) -> Moment:
+        active, ledger = self.active, self.ledger
+        counts = ledger.count[active]
+        before = np.maximum(counts - self.stride, 0)  # the last point whose loss is known
+        steps = [ledger.curves["step"][member, :count].copy() for member, count in zip(active, counts, strict=True)]
+        momenta = [ledger.curves["momentum"][m, :count].copy() for m, count in zip(active, counts, strict=True)]
+        return Moment(
+            active.tolist(),
+            {name: parameter.detach() for name, parameter in self.batch.params.items()},
+            steps,
+            momenta,
+            ledger.curves["loss"][active, before],
+            np.array([taken[:count].sum() for taken, count in zip(steps, before, strict=True)]),
+        )
 
     def iterate(self) -> None:
         """One forward pass, one host read, and a step (or its withdrawal)."""

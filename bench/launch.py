@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from bench import progress, store
 from bench.plan import Planned
 from bench.record import Record
+from bench.savepoint import Interrupted
 
 APART = ".apart"
 """In a cell's folder: leave it, it is to run alone."""
@@ -29,16 +32,36 @@ def launch(
     what has not ended is then handed over again, and the cells that were at work when it died run one by one after
     all others. One that dies alone has failed, and its record says so.
 
+    SIGTERM is handed on to the workers of joblib and Ray: they write the state of what they are at, and no cell is
+    begun any more. (Slurm's jobs are not ours to end.)
+
     Args:
         overrides: of the whole sweep.
         hydra: runs one command line by Hydra; raises what its launcher does.
 
     Raises:
         RuntimeError: the launcher does not work at all (one sentence).
+        Interrupted: SIGTERM came.
     """
     own, launcher = _launcher(cells, overrides)
     if launcher == "joblib":
         os.environ[progress.COMMAND] = str(os.getpid())
+    if launcher not in ("joblib", "ray"):
+        _launch(cells, overrides, flags, hydra, own)
+        return
+    with _handing_on(Path(cells[0].config.runs).resolve() / f".stop-{os.getpid()}"):
+        _launch(cells, overrides, flags, hydra, own)
+        if progress.stopping():
+            raise Interrupted
+
+
+def _launch(
+    cells: Sequence[Planned],
+    overrides: Sequence[str],
+    flags: Sequence[str],
+    hydra: Callable[[Sequence[str]], None],
+    own: Sequence[str],
+) -> None:
     for cell in cells:
         (cell.folder / APART).unlink(missing_ok=True)
         if not store.held(cell.folder):
@@ -53,10 +76,14 @@ def launch(
                 break
             except Exception as error:  # whatever the launcher raises when it has lost a process
                 _wait(cells)
+                if progress.stopping():
+                    return
                 apart += _died(ended.not_yet(apart))
                 if ended.not_yet(apart) == rest:
                     raise RuntimeError(f"The launcher stopped: {_sentence(error)}") from error
         for cell in apart:
+            if progress.stopping():
+                return
             _alone(cell, ["-m", *own, *cell.overrides], ended, hydra)
     finally:
         for cell in apart:
@@ -123,6 +150,22 @@ def _wait(cells: Sequence[Planned]) -> None:
     """Until no process holds any of them: a launcher that stopped leaves the others at work."""
     while any(store.held(cell.folder) for cell in cells):
         time.sleep(POLL)
+
+
+@contextlib.contextmanager
+def _handing_on(stop: Path) -> Iterator[None]:
+    """While open, SIGTERM makes the file by which ``progress.stopping`` knows of it, in this process and in workers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    os.environ[progress.STOP] = str(stop)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stop.unlink(missing_ok=True)
+        del os.environ[progress.STOP]
 
 
 @contextlib.contextmanager

@@ -22,6 +22,26 @@ ENVIRONMENT = "environment.json"
 SECONDS = 0.5
 COMMAND = "WIDEBENCH_COMMAND"
 """Environment variable: the process whose children do the work, where a launcher makes such workers."""
+STOP = "WIDEBENCH_STOP"
+"""Environment variable: the file that asks the workers of a command, once it is there, to keep their state and end."""
+
+
+def stopping() -> bool:
+    """Whether the command that this process works for is ending."""
+    return bool(os.environ.get(STOP)) and os.path.exists(os.environ[STOP])
+
+
+def asked_to_stop() -> Callable[[], bool]:
+    """``stopping`` for whoever asks all the time: the disk is looked at every ``SECONDS`` only."""
+    last, found = -SECONDS, False
+
+    def asked() -> bool:
+        nonlocal last, found
+        if not found and time.monotonic() - last >= SECONDS:
+            last, found = time.monotonic(), stopping()
+        return found
+
+    return asked
 
 
 def reporter(folder: Path) -> Callable[[float], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ from bench.plan import CONF, PlanError, Planned, build, build_study, plan, state
 from bench.record import Record
 from bench.report import text_table, write_report
 from bench.report.panels import text_list
-from bench.savepoint import sigterm
+from bench.savepoint import Interrupted, sigterm
 from bench.studies import cell as study
+from bench.studies.live import Watcher
 from bench.studies.study import FOLDER, fingerprint, obtain
 
 PATIENCE = 5.0
@@ -94,6 +96,8 @@ def job(config: DictConfig) -> None:
     """One cell, in whatever process the launcher gives it. Never raises: what went wrong is in the record."""
     torch.set_num_threads(1)
     started = time.perf_counter()
+    if progress.stopping():
+        return
     if config.study is not None:
         _study(config, started)
         return
@@ -107,7 +111,7 @@ def job(config: DictConfig) -> None:
                 _clear(folder)
             if record := study.finished(cell.settings, folder):
                 if not tracking.is_tracked(config.tracking.mode, folder):
-                    _track(config, record, folder)
+                    _tracker(config, cell.name, folder).finish(record)
             else:
                 _run(config, cell, folder, started)
     except filelock.Timeout:
@@ -128,7 +132,7 @@ def _study(config: DictConfig, started: float) -> None:
         progress.reporter(folder)(0.0)  # begun
         try:
             record = obtain(request, below, fingerprint())
-            _track(config, record, folder)
+            _tracker(config, request.name, folder).finish(record)
         except Exception as error:  # one study's failure must not end the sweep
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             record = Record(request.name, "failed", reason, {})
@@ -149,15 +153,25 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
     all_here = not any(folder.glob("trained/*.npz"))
     report = progress.reporter(folder)
     report(0.0)  # begun
+    tracker = _tracker(config, cell.name, folder)
+    watcher = Watcher(cell, tracker.live) if tracker.works else None
     try:
-        with sigterm() as stop:
-            record, seconds = study.run(cell, folder, report, stop)
+        with sigterm() as told:
+            asked = progress.asked_to_stop()
+            record, seconds = study.run(cell, folder, report, lambda: told() or asked(), watcher)
         begun = time.process_time()
-        _track(config, record, folder)
-        seconds["tracking"] = time.process_time() - begun
+        tracker.finish(record)
+        live = watcher.seconds if watcher else 0.0
+        seconds["training"] -= live
+        seconds["tracking"] = live + time.process_time() - begun
+    except Interrupted:
+        tracker.finish(record)
+        if progress.STOP not in os.environ:  # in a worker, it would end the others before their states are written
+            raise
     except Exception as error:  # one cell's failure must not end the sweep
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         record = Record(cell.name, "failed", reason, dict(cell.card))
+        tracker.finish(record)
     finally:
         progress.clear(folder)
         wall, device = time.perf_counter() - started, cell.trainer.torch_device()
@@ -166,15 +180,16 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
         store.write_record(folder, record)
 
 
-def _track(config: DictConfig, record: Record, folder: Path) -> None:
+def _tracker(config: DictConfig, name: str, folder: Path) -> tracking.Tracker:
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    tracking.track(record, mode=config.tracking.mode, project=config.tracking.project, group=config.name,
-                   run_id=folder.name.rpartition("-")[2], config=settings, folder=folder)  # fmt: skip
+    return tracking.Tracker(name, mode=config.tracking.mode, project=config.tracking.project, group=config.name,
+                            run_id=folder.name.rpartition("-")[2], config=settings, folder=folder)  # fmt: skip
 
 
 def _clear(folder: Path) -> None:
     for path in [*folder.glob("*.json"), *folder.glob("*.npz"), *folder.glob("trained/*"), *folder.glob("scores/*")]:
         path.unlink()
+    shutil.rmtree(folder / tracking.FOLDER, ignore_errors=True)
 
 
 def _read(planned: Planned) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -11,8 +12,9 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import numpy as np
@@ -66,6 +68,40 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add a line of JSON; half a line at the end, of a process that was killed, stays a line of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell() and _last_byte(file) != b"\n":
+            file.write(b"\n")
+        file.write(json.dumps(plain(value)).encode() + b"\n")
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
+
+
+def read_lines(path: Path) -> list[Any]:
+    """What ``append_line`` wrote, in order; none where there is no file. What is no JSON is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raises: ValueError (one sentence) where a file could not be written there; leaves what is there as it is."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be written: {error.strerror}.") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -133,8 +169,7 @@ def write_record(folder: Path, record: Record) -> None:
     """Arrays first, ``record.json`` last: a folder with a record is complete."""
     if record.arrays:
         write_npz(folder / "arrays.npz", record.arrays)
-    content = plain(record)
-    del content["arrays"]
+    content = plain(replace(record, arrays={})) | {"arrays": sorted(record.arrays)}
     write_json(folder / "record.json", content)
 
 
@@ -145,8 +180,11 @@ def read_record(folder: Path) -> Record:
         path = folder / "record.json"
         raise ValueError(f"{path} is not a record of schema {SCHEMA}: run its cell again with force=true.")
     content["scores"] = tuple(read_score(score) for score in content["scores"])
-    arrays = folder / "arrays.npz"
-    return Record(**content, arrays=read_npz(arrays) if arrays.exists() else {})
+    path = folder / "arrays.npz"
+    arrays = read_npz(path) if path.exists() else {}
+    if lost := set(content.pop("arrays", ())) - set(arrays):
+        raise ValueError(f"{path} lacks {', '.join(sorted(lost))}: run its cell again with force=true.")
+    return Record(**content, arrays=arrays)
 
 
 def read_score(content: Mapping[str, Any]) -> Score:

@@ -1,4 +1,4 @@
-"""One finished cell to Weights & Biases: curves, tables, summary, spectra. The Record stays the truth; this is a copy.
+"""One cell to Weights & Biases: curves while it trains, then tables, summary, plots. The Record stays the truth.
 
 Offline by default: everything is recorded in the run's folder with no account, to be sent later by ``bench.sync``.
 """
@@ -6,12 +6,14 @@ Offline by default: everything is recorded in the run's folder with no account, 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import math
 import netrc
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -26,6 +28,8 @@ Mode = Literal["online", "offline", "disabled"]
 MODES = ("online", "offline", "disabled")
 
 TIME = "training/time"
+FOLDER = "wandb"
+"""In a cell's folder."""
 
 _POINTS = 60  # of a curve: enough for a picture, and 27 cells stay cheap
 _CURVES = {
@@ -60,63 +64,179 @@ def check(mode: str) -> None:
 
 
 def is_tracked(mode: str, folder: Path) -> bool:
-    """Whether what that mode records of a cell is there already."""
-    return mode == "disabled" or any(folder.glob("wandb/*run-*"))
+    """Whether what that mode records of a cell is there already, to the end."""
+    return mode == "disabled" or Rows(folder).ended
 
 
-def track(
-    record: Record,
-    *,
-    mode: Mode,
-    project: str,
-    group: str,
-    run_id: str,
-    config: Mapping[str, Any],
-    folder: Path,
-) -> None:
-    """Log one finished cell as one W&B run. A failure becomes one line in the log, never an exception.
+class Rows:
+    """What was handed to W&B of one cell, by whatever process: a line a row of its history, written before the row is.
 
-    Args:
-        record: what is logged.
-        mode: ``disabled`` does not even import wandb.
-        group: the experiment.
-        run_id: the run's hash: the same cell is the same W&B run, however often it is logged.
-        config: what the run was configured with; the card is added as ``card``.
-        folder: W&B writes below it and, temporary files aside, nowhere else.
+    So a process that takes a cell up goes on with the next step, and repeats nothing; a row that was on its way to W&B
+    when its process was killed may be lost, never doubled.
     """
-    if mode == "disabled":
-        return
-    try:
-        with _confined(folder, mode), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # W&B's own deprecations are not ours to act on
-            _log(record, mode, project, group, run_id, config, folder)
-    except Exception as problem:  # W&B may fail in any way; the result is on disk already
-        reason = " ".join(str(problem).split()) or type(problem).__name__
-        logger.warning("W&B did not record %s (%s); its result is safe on disk.", record.name, reason[:300])
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FOLDER / "rows.jsonl"
+        self.step = 0
+        self.ended = False
+        self._seen: dict[str, float] = {}
+        self._curves: dict[str, int] = {}
+        with contextlib.suppress(OSError):
+            for line in self.path.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # half a line of a process that was killed
+                    self._take(json.loads(line))
+
+    def live(self, rows: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, Mapping[str, float]], int]:
+        """Of these rows, by member, those of training steps beyond the last handed over; and the step of W&B's."""
+        new = {name: row for name, row in rows.items() if row["steps"] > self._seen.get(name, -1.0)}
+        return new, self.take(seen={name: row["steps"] for name, row in new.items()}) if new else self.step
+
+    def curves(self, rows: Sequence[Mapping[str, float]]) -> Iterator[tuple[Mapping[str, float], int]]:
+        """The rows of a record's curves that were not handed over, each with its step."""
+        key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:10]
+        for place in range(self._curves.get(key, 0), len(rows)):
+            yield rows[place], self.take(curve=key, place=place)
+
+    def take(self, **what: Any) -> int:
+        """The next step, which is used herewith."""
+        step = self.step
+        self._write({"step": step, **what})
+        return step
+
+    def end(self) -> None:
+        self.take(ended=True)
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        self.step = int(line["step"]) + 1
+        self._seen |= line.get("seen", {})
+        if "curve" in line:
+            self._curves[line["curve"]] = line["place"] + 1
+        self.ended = bool(line.get("ended"))
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            if size := file.tell():
+                file.seek(size - 1)
+                file.write(b"" if file.read(1) == b"\n" else b"\n")  # after half a line
+            file.write(json.dumps(line).encode() + b"\n")
+        self._take(line)
 
 
-def _log(
-    record: Record, mode: Mode, project: str, group: str, run_id: str, config: Mapping[str, Any], folder: Path
-) -> None:
-    import wandb  # half a second: only where it is used
+class Tracker:
+    """One cell as one W&B run: rows while it trains, and all of its record at the end.
 
-    settings = wandb.Settings(
-        silent=True, console="off", init_timeout=30, disable_git=True, disable_code=True, disable_job_creation=True,
-        x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
-    )  # fmt: skip
-    run = wandb.init(mode=mode, project=project, group=group, id=run_id, name=record.name, dir=folder, resume="allow",
-                     config={**config, "card": dict(record.card)}, settings=settings, reinit="create_new")  # fmt: skip
-    finished = False
-    try:
-        run.define_metric(TIME, hidden=True)
-        run.define_metric("training/*", step_metric=TIME)
-        for row in history(record):
-            run.log(row)
-        run.log(_tables(record))
+    It begins with the first row. A failure of W&B becomes one line in the log, never an exception, and ends it.
+    """
+
+    def __init__(
+        self, name: str, *, mode: Mode, project: str, group: str, run_id: str, config: Mapping[str, Any], folder: Path
+    ) -> None:
+        """
+        Args:
+            mode: ``disabled`` does not even import wandb.
+            group: the experiment.
+            run_id: the run's hash: the same cell is the same W&B run, however often it is taken up.
+            config: what the run was configured with; the record's card is added as ``card``.
+            folder: W&B writes below it and, temporary files aside, nowhere else.
+        """
+        self.name = name
+        self.works = mode != "disabled"
+        self._mode: Mode = mode
+        self._identity: Mapping[str, Any] = {"project": project, "group": group, "id": run_id}
+        self._config = config
+        self._folder = folder
+        self._rows = Rows(folder)
+        self._run: Any = None
+        self._members: set[str] = set()
+        self._place = contextlib.ExitStack()
+
+    def live(self, rows: Mapping[str, Mapping[str, float]]) -> None:
+        """Log what was seen while it trains.
+
+        Args:
+            rows: member -> quantity -> number, with ``steps`` and ``time`` among them.
+        """
+        self._try(lambda: self._live(rows))
+
+    def finish(self, record: Record) -> None:
+        """Log a record, and end the run: curves, tables, plots and summary of one that has them.
+
+        A cell that failed or was interrupted is taken up later, and with it this run.
+        """
+        if record.status == "failed":
+            self._try(lambda: self._close(record))
+        elif record.status != "interrupted":
+            self._try(lambda: self._complete(record))
+        elif self._run is not None:
+            self._try(lambda: self._close(record))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        """Nothing is done once it has failed; W&B may fail in any way, and the result is on disk without it."""
+        if not self.works:
+            return
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # W&B's own deprecations are not ours to act on
+                work()
+        except Exception as problem:
+            self.works = False
+            reason = " ".join(str(problem).split()) or type(problem).__name__
+            logger.warning("W&B did not record %s (%s); its result is safe on disk.", self.name, reason[:300])
+            with contextlib.suppress(Exception):
+                self._end(1)
+
+    def _live(self, rows: Mapping[str, Mapping[str, float]]) -> None:
+        new, step = self._rows.live(rows)
+        if not new:
+            return
+        run = self._begun()
+        for member in sorted(new.keys() - self._members):
+            run.define_metric(f"live/{member}/*", step_metric=f"live/{member}/time")
+        self._members |= new.keys()
+        run.log({f"live/{name}/{key}": v for name, row in new.items() for key, v in row.items()}, step=step)
+
+    def _complete(self, record: Record) -> None:
+        run = self._begun()
+        run.config.update({"card": dict(record.card)}, allow_val_change=True)
+        for row, step in self._rows.curves(history(record)):
+            run.log(row, step=step)
+        run.log(_tables(record), step=self._rows.take())
         run.summary.update({"status": record.status, "reason": record.reason, **summary(record)})
-        finished = record.status == "done"
-    finally:
-        run.finish(exit_code=0 if finished else 1)
+        self._end(0 if record.status == "done" else 1)
+        self._rows.end()
+
+    def _close(self, record: Record) -> None:
+        run = self._begun()
+        run.summary.update({"status": record.status, "reason": record.reason})
+        if record.status == "interrupted":
+            run.mark_preempting()
+        self._end(1)
+
+    def _begun(self) -> Any:
+        if self._run is None:
+            import wandb  # half a second: only where it is used
+
+            self._place.enter_context(_confined(self._folder, self._mode))
+            settings = wandb.Settings(
+                silent=True, console="off", init_timeout=30, disable_git=True, disable_code=True,
+                disable_job_creation=True, x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
+                x_save_requirements=False,
+            )  # fmt: skip
+            self._run = wandb.init(mode=self._mode, name=self.name, dir=self._folder, resume="allow",
+                                   config=dict(self._config), settings=settings, reinit="create_new",
+                                   **self._identity)  # fmt: skip
+            self._run.define_metric(TIME, hidden=True)
+            self._run.define_metric("training/*", step_metric=TIME)
+        return self._run
+
+    def _end(self, exit_code: int) -> None:
+        run, self._run = self._run, None
+        try:
+            if run is not None:
+                run.finish(exit_code=exit_code)
+        finally:
+            self._place.close()
 
 
 def history(record: Record) -> list[dict[str, float]]:
@@ -139,8 +259,12 @@ def history(record: Record) -> list[dict[str, float]]:
 
 
 def summary(record: Record) -> dict[str, float]:
-    """Every score and its standard error; what is not finite is left out."""
-    values = {}
+    """Every score and its standard error, and the numbers of the card; what is not finite is left out."""
+    values = {
+        key: float(value)
+        for key, value in record.card.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
     for score in record.scores:
         values[score.name] = score.value
         values[f"{score.name}_standard_error"] = score.standard_error
@@ -208,7 +332,7 @@ def _confined(folder: Path, mode: Mode) -> Iterator[None]:
     if mode == "offline":
         places["WANDB_CONFIG_DIR"] = "config"  # online, it says which server is the user's
     before = {name: os.environ.get(name) for name in places}
-    os.environ.update({name: str(folder / "wandb" / place) for name, place in places.items()})
+    os.environ.update({name: str(folder / FOLDER / place) for name, place in places.items()})
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from bench.batch import Batch
 from bench.descent import Rule, descend
 from bench.ledger import SCHEDULES, Course
 from bench.losses import LOSSES, loss_of
+from bench.moment import Watch
 from bench.savepoint import Savepoint
 from bench.trained import History, Member, Richness, Trained, join, label_set
 from models.blocks import budget, out_of_memory
@@ -171,11 +172,13 @@ class Trainer:
         members: Sequence[Member],
         progress: Callable[[float], None] | None = None,
         savepoint: Callable[[Sequence[Member]], Savepoint] | None = None,
+        watch: Callable[[Sequence[Member]], Watch] | None = None,
     ) -> Iterator[Trained]:
         """As ``fit``, but each batch of members as soon as it is trained; a batch that memory cannot hold is halved.
 
         Args:
             savepoint: for a batch, where its training goes on from, and keeps its state.
+            watch: for a batch, who watches its training.
 
         Raises:
             ValueError: as ``fit``.
@@ -187,7 +190,8 @@ class Trainer:
             batch = waiting.pop(0)
             share = part_of(progress, done, len(batch), len(members))
             try:
-                part = self._fit(model, tasks, batch, share, savepoint(batch) if savepoint else None)
+                seen = watch(batch) if watch else None
+                part = self._fit(model, tasks, batch, share, savepoint(batch) if savepoint else None, seen)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(batch) == 1:
                     raise
@@ -273,13 +277,13 @@ class Trainer:
 
     def _fit(
         self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member], progress: Callable[[float], None],
-        savepoint: Savepoint | None,
+        savepoint: Savepoint | None, watch: Watch | None,
     ) -> Trained:  # fmt: skip
         device, dtype = self.torch_device(), DTYPES[self.dtype]
         net, loss = self.network(model), loss_of(self.loss)
         initial = {
             name: torch.stack(tensors).to(device, dtype)
-            for name, tensors in _collect([_initialised(net, member.init_seed) for member in members]).items()
+            for name, tensors in _collect([initialised(net, member.init_seed) for member in members]).items()
         }
         trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
         x = torch.stack([tasks[m.data].x_train for m in members]).to(device, dtype)
@@ -300,7 +304,7 @@ class Trainer:
         if self.optimiser == "lbfgs":
             courses = minimise(batch, self.rule(members), progress)
         else:
-            courses = descend(batch, self.rule(members), progress, savepoint)
+            courses = descend(batch, self.rule(members), progress, savepoint, watch)
         return self._trained(net, tasks, members, initial, courses, gamma)
 
     def rule(self, members: Sequence[Member]) -> Rule:
@@ -486,8 +490,8 @@ def _check_number(name: str, value: Any, meaning: str, low: float, high: float, 
         raise ValueError(f"trainer.{name} must be {meaning}, not {value!r}.")
 
 
-def _initialised(net: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Fresh parameters, drawn on the CPU so that every device starts from the same ones."""
+def initialised(net: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Fresh parameters of a member's seed, drawn on the CPU so that every device starts from the same ones."""
     fresh = copy.deepcopy(net).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

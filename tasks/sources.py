@@ -76,10 +76,20 @@ def load(name: str, classes: int, folder: str | os.PathLike[str] | None = None, 
     )
 
 
-def is_there(name: str) -> bool:
-    """Whether ``load`` would find the file in the data folder, or Debian's; nothing is read, torchvision not asked."""
+def lacking(*names: str) -> str:
+    """A sentence that says which files ``load`` would not find in the data folder, or Debian's; empty if none.
+
+    Nothing is read, torchvision not asked.
+    """
     folder = Path(os.environ.get("WIDEBENCH_DATA") or "data").expanduser()
-    return (folder / f"{name}.npz").is_file() or (name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir())
+    absent = [
+        f"{name}.npz"
+        for name in names
+        if not (folder / f"{name}.npz").is_file() and not (name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir())
+    ]
+    if not absent:
+        return ""
+    return f"No image data: no {', '.join(absent)} in {folder} (name another folder by WIDEBENCH_DATA)."
 
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bench.record import Record
 from bench.studies.study import Request
@@ -21,6 +22,11 @@ Records = tuple[Record, ...]
 """One a request, in the order of the claim's ``requests``."""
 
 ALPHA = 5e-5
+MOST_SEEDS = 1000
+
+
+def nothing() -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class Claim:
             degrees of freedom), shared among the windows.
         power: what the check could have seen, in words and numbers; also where ``alpha`` does not apply (identities).
         calibration: seeds and date that set the windows of a calibrated claim.
+        lacks: what it needs and this machine does not have, as a sentence; empty where nothing is lacking. A claim that
+            lacks something is reported as skipped, with that sentence.
     """
 
     name: str
@@ -108,14 +116,35 @@ class Claim:
     seeds: int = 8
     alpha: float = ALPHA
     calibration: str = ""
+    lacks: Callable[[], str] = nothing
 
     def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"claim {self.name}: kind must be {' or '.join(get_args(Kind))}, not {self.kind!r}.")
+        if self.recorded not in get_args(Verdict):
+            raise ValueError(
+                f"claim {self.name}: recorded must be {', '.join(get_args(Verdict))}, not {self.recorded!r}."
+            )
+        if not 0 < self.alpha < 0.5:
+            raise ValueError(f"claim {self.name}: alpha must be above 0 and below .5, not {self.alpha}.")
+        check_seeds(f"claim {self.name}: seeds", self.seeds)
         if not self.controls:
             raise ValueError(f"claim {self.name}: a claim needs a control, something wrong that it rejects.")
         if not self.windows:
             raise ValueError(f"claim {self.name}: a claim needs a window for at least one statistic.")
         if self.kind == "calibrated" and not self.calibration:
             raise ValueError(f"claim {self.name}: a calibrated claim says in calibration which seeds set it, and when.")
+
+
+def check_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"name must be lower case words and numbers with hyphens between them, not {name!r}.")
+
+
+def check_seeds(field: str, seeds: int) -> None:
+    if not MOST_SEEDS >= seeds >= 1:
+        raise ValueError(f"{field} must be a whole number from 1 to {MOST_SEEDS}, not {seeds}.")
 
 
 @dataclass(frozen=True)
@@ -128,3 +157,8 @@ class Measurement:
     requests: Callable[[Size, tuple[int, ...]], Sequence[Request]]
     statistics: Callable[[Records], Statistics]
     seeds: int = 8
+    lacks: Callable[[], str] = nothing
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_seeds(f"measurement {self.name}: seeds", self.seeds)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 from bench import store
 from bench.claims.judge import Check
-from bench.claims.run import ControlOutcome, Measured, Outcome
+from bench.claims.run import ControlOutcome, Measured, Outcome, Result, Skipped
 
 
-def table(outcomes: Sequence[Outcome | Measured]) -> str:
+def table(outcomes: Sequence[Result]) -> str:
     """One line a claim, one a statistic below it."""
     lines = []
     for outcome in outcomes:
-        if isinstance(outcome, Measured):
+        if isinstance(outcome, Skipped):
+            lines.append(f"skipped       {outcome.item.name}: {outcome.item.statement}")
+        elif isinstance(outcome, Measured):
             lines.append(f"measured      {outcome.measurement.name}: {outcome.measurement.statement}")
             lines += [f"                {s.name} = {s.value:.4g} ± {s.standard_error:.2g} (n={s.n_seeds})"
                       for s in outcome.scores]  # fmt: skip
@@ -32,15 +35,18 @@ def table(outcomes: Sequence[Outcome | Measured]) -> str:
     return "\n".join(lines)
 
 
-def summary(outcomes: Sequence[Outcome | Measured]) -> str:
+def summary(outcomes: Sequence[Result]) -> str:
     claims = [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
     counts = ", ".join(
         f"{sum(outcome.verdict == verdict for outcome in claims)} {verdict}"
         for verdict in ("holds", "refuted", "inconclusive")
     )
     wrong = [outcome for outcome in outcomes if not outcome.passed]
+    measured = sum(isinstance(outcome, Measured) for outcome in outcomes)
+    skipped = sum(isinstance(outcome, Skipped) for outcome in outcomes)
+    left_out = f"; {skipped} skipped" if skipped else ""
     ending = "every verdict is the one on record" if not wrong else f"{len(wrong)} not as on record"
-    return f"{len(claims)} claims: {counts}; {len(outcomes) - len(claims)} measurements; {ending}."
+    return f"{len(claims)} claims: {counts}; {measured} measurements{left_out}; {ending}."
 
 
 def one_line(check: Check) -> str:
@@ -56,33 +62,43 @@ def one_line(check: Check) -> str:
     return f"{check.name} = {check.value:.4g}{error} (n={len(check.values)}) {bounds}: {check.verdict}"
 
 
-def document(outcomes: Sequence[Outcome | Measured], size: str, first_seed: int) -> dict[str, Any]:
+def document(outcomes: Sequence[Result], size: str, first_seed: int) -> dict[str, Any]:
     """What ``--json`` writes."""
     claims = [_claim(outcome) for outcome in outcomes if isinstance(outcome, Outcome)]
     measurements = [_measurement(outcome) for outcome in outcomes if isinstance(outcome, Measured)]
-    return store.plain({"size": size, "first_seed": first_seed, "claims": claims, "measurements": measurements})
+    skipped = [{"name": o.item.name, "reason": o.reason} for o in outcomes if isinstance(o, Skipped)]
+    return store.plain(
+        {"size": size, "first_seed": first_seed, "claims": claims, "measurements": measurements, "skipped": skipped}
+    )
 
 
-def junit(outcomes: Sequence[Outcome | Measured]) -> str:
+def junit(outcomes: Sequence[Result]) -> str:
     """JUnit XML: a test case a claim or measurement, failed where it is not as on record."""
     failures = sum(not outcome.passed for outcome in outcomes)
+    skipped = sum(isinstance(outcome, Skipped) for outcome in outcomes)
     suite = ElementTree.Element(
-        "testsuite", name="widebench claims", tests=str(len(outcomes)), failures=str(failures), errors="0", skipped="0",
-        time=f"{sum(outcome.seconds for outcome in outcomes):.3f}",
+        "testsuite", name="widebench claims", tests=str(len(outcomes)), failures=str(failures), errors="0",
+        skipped=str(skipped), time=f"{sum(outcome.seconds for outcome in outcomes):.3f}",
     )  # fmt: skip
     for outcome in outcomes:
-        item = outcome.measurement if isinstance(outcome, Measured) else outcome.claim
         case = ElementTree.SubElement(
-            suite, "testcase", classname="claims", name=item.name, time=f"{outcome.seconds:.3f}"
+            suite, "testcase", classname="claims", name=outcome.item.name, time=f"{outcome.seconds:.3f}"
         )
-        text = table([outcome])
+        text = _xml_text(table([outcome]))
+        if isinstance(outcome, Skipped):
+            ElementTree.SubElement(case, "skipped", message=_xml_text(outcome.reason))
         if not outcome.passed:
             first = outcome.reason or (f"{outcome.verdict}, not {outcome.claim.recorded} as on record"
                                        if isinstance(outcome, Outcome) else "")  # fmt: skip
-            ElementTree.SubElement(case, "failure", message=first).text = text
+            ElementTree.SubElement(case, "failure", message=_xml_text(first)).text = text
         ElementTree.SubElement(case, "system-out").text = text
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _xml_text(text: str) -> str:
+    """Without the control characters that XML cannot hold, as a study's error message may have them."""
+    return re.sub(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
 
 
 def _claim(outcome: Outcome) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def check(name: str, values: float | Sequence[float] | np.ndarray, window: Windo
     bound) and the seeds scatter so little that a value ``gap`` beyond would have been refuted. Else "inconclusive".
     """
     x = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"statistic {name} must be one number a seed, not an array of shape {list(x.shape)}.")
     mean, n = float(x.mean()), len(x)
     deviation = float(x.std(ddof=1)) if n > 1 else math.nan
     error = deviation / math.sqrt(n)

@@ -42,7 +42,7 @@ def load(path: Path, known: Mapping[str, Item]) -> dict[str, Item]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
     try:
         module = importlib.import_module(path.stem)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"--claims {path} does not import: {type(error).__name__}: {error}") from error
     if Path(str(module.__file__)).resolve() != path.resolve():
         raise ValueError(f"--claims {path}: Python already knows another module {path.stem}: rename the file.")
@@ -71,7 +71,10 @@ def choose(known: Mapping[str, Item], patterns: Sequence[str]) -> list[Item]:
 
 
 def _add(found: dict[str, Item], module: object, where: str) -> None:
-    listed: Iterable[Item] = [*getattr(module, "CLAIMS", ()), *getattr(module, "MEASUREMENTS", ())]
+    lists = getattr(module, "CLAIMS", ()), getattr(module, "MEASUREMENTS", ())
+    if not all(isinstance(each, list | tuple) for each in lists):
+        raise ValueError(f"{where}: CLAIMS and MEASUREMENTS must be lists of Claim and Measurement objects.")
+    listed: Iterable[Item] = [*lists[0], *lists[1]]
     for item in listed:
         if not isinstance(item, Claim | Measurement):
             raise ValueError(f"{where}: CLAIMS and MEASUREMENTS list Claim and Measurement objects, not {item!r}.")

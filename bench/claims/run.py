@@ -48,6 +48,10 @@ class Outcome:
     reason: str = ""
 
     @property
+    def item(self) -> Claim:
+        return self.claim
+
+    @property
     def passed(self) -> bool:
         """The verdict is the one on record, and every control was rejected."""
         return (
@@ -67,8 +71,28 @@ class Measured:
     reason: str = ""
 
     @property
+    def item(self) -> Measurement:
+        return self.measurement
+
+    @property
     def passed(self) -> bool:
         return not self.reason
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A claim or measurement that lacks something here, and what."""
+
+    item: Item
+    reason: str
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return True
+
+
+Result = Outcome | Measured | Skipped
 
 
 def check(
@@ -79,7 +103,8 @@ def check(
     first_seed: int = 0,
     jobs: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
-) -> list[Outcome | Measured]:
+    own: Path | None = None,
+) -> list[Result]:
     """Run what these claims and measurements need, and judge them.
 
     Args:
@@ -88,11 +113,30 @@ def check(
         first_seed: seeds are the whole numbers from this one on; another one draws everything afresh.
         jobs: studies at a time, one thread each; None: as many as there are cores (one on a GPU).
         tell: told of each study that is done.
+        own: the folder of a user's studies, whose source code counts like the suite's.
     """
-    wanted = {item.name: _requests(item, size, seeds, first_seed) for item in items}
+    code = fingerprint(own)
+    lacking: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    wanted: dict[str, Sequence[Request]] = {}
+    for item in items:
+        try:
+            lacking[item.name] = item.lacks()
+            wanted[item.name] = [] if lacking[item.name] else _requests(item, size, seeds, first_seed)
+        except Exception as error:  # one claim's mistake must not end the others
+            broken[item.name] = _sentence(error)
     requests = {request.name: request for listed in wanted.values() for request in listed}
-    failed = _run(list(requests.values()), folder, jobs or (1 if size == "gpu" else os.cpu_count() or 1), tell)
-    return [_judged(item, wanted[item.name], failed, folder) for item in items]
+    jobs = jobs or (1 if size == "gpu" else os.cpu_count() or 1)
+    failed = _run(list(requests.values()), folder, code, jobs, tell)
+    results: list[Result] = []
+    for item in items:
+        if item.name in broken:
+            results.append(_unjudged(item, broken[item.name]))
+        elif lacking[item.name]:
+            results.append(Skipped(item, lacking[item.name]))
+        else:
+            results.append(_judged(item, wanted[item.name], failed, folder, code))
+    return results
 
 
 def _requests(item: Item, size: Size, seeds: int | None, first_seed: int) -> Sequence[Request]:
@@ -100,16 +144,16 @@ def _requests(item: Item, size: Size, seeds: int | None, first_seed: int) -> Seq
     return item.requests(size, tuple(range(first_seed, first_seed + count)))
 
 
-def _run(requests: list[Request], folder: Path, jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
+def _run(requests: list[Request], folder: Path, code: str, jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
     """Run what is missing, the longest first; returns name -> sentence of those that failed."""
-    requests = [request for request in requests if find(request, folder, fingerprint()) is None]
+    requests = [request for request in requests if find(request, folder, code) is None]
     if not requests:
         return {}
     requests.sort(key=lambda request: -_seconds_before(request, folder))
     jobs = min(jobs, len(requests))
     failed: dict[str, str] = {}
     with joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered") as parallel:
-        done = parallel(joblib.delayed(_attempt)(request, folder, fingerprint()) for request in requests)
+        done = parallel(joblib.delayed(_attempt)(request, folder, code) for request in requests)
         for count, (name, reason) in enumerate(done, 1):
             tell(f"{count}/{len(requests)} {name}{': failed: ' + reason if reason else ''}")
             if reason:
@@ -122,7 +166,7 @@ def _attempt(request: Request, folder: Path, code: str) -> tuple[str, str]:
     try:
         obtain(request, folder, code)
     except Exception as error:  # one study's failure must not end the others
-        return request.name, " ".join(f"{type(error).__name__}: {error}".split())
+        return request.name, _sentence(error)
     return request.name, ""
 
 
@@ -133,36 +177,47 @@ def _seconds_before(request: Request, folder: Path) -> float:
     return float("inf")
 
 
-def _judged(item: Item, requests: Sequence[Request], failed: Mapping[str, str], folder: Path) -> Outcome | Measured:
+def _judged(
+    item: Item, requests: Sequence[Request], failed: Mapping[str, str], folder: Path, code: str
+) -> Outcome | Measured:
     reasons = [f"{request.name} failed: {failed[request.name]}" for request in requests if request.name in failed]
     if reasons:
         return _unjudged(item, reasons[0])
-    records = tuple(obtain(request, folder, fingerprint()) for request in requests)
+    records = tuple(obtain(request, folder, code) for request in requests)
     seconds = sum(float(record.card["seconds"]) for record in records)
     try:
         if isinstance(item, Measurement):
             return Measured(item, _scores(item.statistics(records)), seconds)
-        return _verdict(item, records, seconds)
+        return verdict(item, records, seconds)
     except Exception as error:  # a claim that cannot read its records is a failed claim, not a failed run
-        return _unjudged(item, " ".join(f"{type(error).__name__}: {error}".split()))
+        return _unjudged(item, _sentence(error))
 
 
-def _verdict(claim: Claim, records: Records, seconds: float) -> Outcome:
+def verdict(claim: Claim, records: Records, seconds: float) -> Outcome:
+    """Judge a claim and its controls on these records.
+
+    Raises:
+        KeyError: a window without a statistic.
+    """
     statistics = claim.statistics(records)
     if absent := missing(claim, statistics):
         raise KeyError(f"no statistic for the windows {', '.join(absent)}")
-    verdict, checks = judge(claim, statistics)
+    own, checks = judge(claim, statistics)
     expected = expected_of_controls(claim.recorded)
     controls = []
     for control in claim.controls:
         found, its_checks = judge(claim, control.statistics(records))
         controls.append(ControlOutcome(control.wrong, found, expected, its_checks))
-    return Outcome(claim, verdict, checks, tuple(controls), seconds)
+    return Outcome(claim, own, checks, tuple(controls), seconds)
 
 
 def _scores(statistics: Mapping[str, Any]) -> tuple[Score, ...]:
     rows = {name: np.atleast_1d(np.asarray(values, dtype=np.float64)) for name, values in statistics.items()}
     return tuple(summarise(name, list(values), list(range(len(values)))) for name, values in rows.items())
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _unjudged(item: Item, reason: str) -> Outcome | Measured:

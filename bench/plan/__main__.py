@@ -53,6 +53,8 @@ def table(cells: Sequence[Planned], states: Sequence[State], costs: Sequence[Est
 
 def _numbers(cost: Estimate) -> tuple[str, str, str]:
     most = "<" if cost.bound else ""
+    if not cost.steps:  # a study: nobody has asked how much memory it takes
+        return "", duration(cost.seconds), ""
     return f"{most}{cost.steps:,}", most + duration(cost.seconds), size(cost.bytes)
 
 
@@ -62,18 +64,27 @@ def _sum(states: Sequence[State], costs: Sequence[Estimate | None]) -> list[str]
     if done == len(states):
         return [f"All {done} cells are done: there is nothing to run."]
     if not to_run:
-        return [f"{len(states) - done} studies to run, {done} done. What a study costs is not known before it ran."]
+        return [
+            f"{len(states) - done} studies to run, {done} done. What a study costs is not known before it ran once."
+        ]
     seconds, processes = [cost.seconds for cost in to_run], min(os.cpu_count() or 1, len(to_run))
     wall = max(sum(seconds) / processes, *seconds)
     text = f"{len(to_run)} cells to run, {done} done. About {duration(sum(seconds))} of one process"
     if processes > 1 and not torch.cuda.is_available():
         text += f", {duration(wall)} with {processes} at once"
     lines = [f"{text}; up to {size(max(cost.bytes for cost in to_run))} a process."]
-    counts = {source: sum(cost.source == source for cost in to_run) for source in _SOURCES}
-    speeds = [_SOURCES[s].format("all" if n == len(to_run) else f"{n} cells") for s, n in counts.items() if n]
-    lines.append(
-        f"Estimates: {' and '.join(speeds)}; the steps of the lazy theory (networks that learn features need fewer)."
-    )
+    cells = [cost for cost in to_run if cost.steps]
+    counts = {source: sum(cost.source == source for cost in cells) for source in _SOURCES}
+    speeds = [_SOURCES[s].format("all" if n == len(cells) else f"{n} cells") for s, n in counts.items() if n]
+    if cells:
+        lines.append(
+            f"Estimates: {' and '.join(speeds)}; the steps of the lazy theory (networks that learn features need "
+            "fewer)."
+        )
+    if len(cells) < len(to_run):
+        lines.append("Studies: what they took when they last ran.")
+    if unknown := len(states) - done - len(to_run):
+        lines.append(f"{unknown} studies are to run besides: what a study costs is not known before it ran once.")
     if any(cost.bound for cost in to_run):
         lines.append("<: no theory says how many steps these settings take; this is for trainer.max_steps.")
     return lines

@@ -58,7 +58,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """``seconds`` of one process and its ``bytes`` at the most; ``steps`` of training, ``source`` of the speed.
+    """``seconds`` of one process and its ``bytes`` at the most; ``steps`` of training, 0 for a study; ``source`` of the
+    speed.
 
     ``bound``: no theory says how many steps these settings take, and seconds and steps are the most there can be.
     """
@@ -84,8 +85,8 @@ def estimates(cells: Sequence[tuple[Planned, State]], base: float) -> list[Estim
     speeds: dict[str, Speed] = {}
     found: list[Estimate | None] = []
     for planned, state in cells:
-        if state.done or planned.request is not None:  # of a study nothing is known before it runs
-            found.append(None)
+        if state.done or planned.request is not None:
+            found.append(None if state.done else _of_study(planned, base))
             continue
         cell = build(planned.config)
         key = _key(cell.settings)
@@ -102,6 +103,15 @@ def _estimate(cell: Cell, state: State, speed: Speed, base: float) -> Estimate:
     scoring = state.members * (snapshots * speed.kernel + speed.comparisons)
     seconds = PER_CELL + training + scoring
     return Estimate(seconds, base + _bytes(cell), steps, speed.source, not _is_lazy_theory(cell.trainer))
+
+
+def _of_study(planned: Planned, base: float) -> Estimate | None:
+    """What it took when it last ran, with whatever code; nothing is known before that."""
+    try:
+        seconds = float(store.read_record(planned.folder).card["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Estimate(seconds, base + TRAINED_ONCE, 0, "records")
 
 
 def _is_lazy_theory(trainer: Trainer) -> bool:

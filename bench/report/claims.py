@@ -34,6 +34,7 @@ def write_claims(document: Json, out: Path) -> Path:
         sections = [("overview", "Overview", _overview(claims))]
         sections += [(claim["name"], claim["name"], _section(claim)) for claim in claims]
         sections += [("measurements", "Measurements", _measurements(measurements))]
+        sections += [("skipped", "Skipped", _skipped(document["skipped"]))] if document["skipped"] else []
     path = out / "claims.html"
     store.write_text(path, page("Theory claims", sections, introduction))
     return path
@@ -132,6 +133,11 @@ def _strip(axes: Axes, name: str, claim: Json) -> None:
 
 def _short(label: str, most: int = 44) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"
+
+
+def _skipped(skipped: Sequence[Json]) -> str:
+    rows = [(escape(item["name"]), escape(item["reason"])) for item in skipped]
+    return table(("claim", "why"), rows, text=(0, 1))
 
 
 def _measurements(measurements: Sequence[Json]) -> str:

@@ -50,6 +50,9 @@ def study_page(record: Record) -> str:
     with styled():
         sections = [("pictures", "Pictures", _pictures(record, panels))]
     sections.append(("numbers", "Numbers", "".join(_table(record, panel) for panel in panels)))
+    if record.scores:
+        rows = [[escape(score.name), measured(score)] for score in record.scores]
+        sections.append(("scores", "Scores", markup.table(["score", "mean ± standard error (seeds)"], rows, text=(0,))))
     settings = {key: value for key, value in card.items() if key not in ("title", "text", "panels", "seconds")}
     sections.append(("settings", "Settings", markup.pairs(settings)))
     return markup.page(card["title"], sections, introduction)

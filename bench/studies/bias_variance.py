@@ -14,6 +14,7 @@ generalization with number of parameters in deep learning").
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from bench import store
 from bench.record import Record, Score
 from bench.studies.fits import line, power_law
 from bench.studies.named import disjoint_draws, named_model
+from bench.studies.panel import Curve, Panel, page
 from bench.studies.study import result
 from bench.train import Trainer
 from bench.trained import Member, Richness, seed_of
@@ -82,7 +84,12 @@ def bias_variance(settings: BiasVariance) -> Record:
     apart = [[compare(f, outputs[-1], y) for f in outputs] for outputs, y, _ in tables]
     arrays["consistency"], arrays["distance"] = np.moveaxis(np.array(apart), 2, 0)
     arrays["widths"] = np.array(settings.widths)
-    card = {"study": "bias_variance", **store.plain(settings)}
+    fits = {name: line(1 / arrays["widths"], arrays[name]) for name in PARTS}
+    arrays |= {
+        f"fit_{name}": np.array([fit.intercept.mean() + fit.slope.mean() / arrays["widths"]])
+        for name, fit in fits.items()
+    }
+    card = {"study": "bias_variance", **store.plain(settings), **_page(settings)}
     record = result(_scores(settings, arrays), arrays, card)
     if not unfinished:
         return record
@@ -169,3 +176,30 @@ def _scores(settings: BiasVariance, arrays: dict[str, np.ndarray]) -> tuple[Scor
         if power := power_law(widths[: values.shape[1]], values):
             scores.append(power.negated().slope_score(f"{name}/exponent"))
     return tuple(scores)
+
+
+def _page(settings: BiasVariance) -> dict[str, Any]:
+    shown = {"test_error": "test error", "bias": "bias²", "variance_data": "variance, data",
+             "variance_init": "variance, init", "variance_both": "variance, both"}  # fmt: skip
+    whole, inits = ("test_error", "bias", "variance_data"), ("variance_init", "variance_both")
+
+    def curves(names: tuple[str, ...]) -> tuple[Curve, ...]:
+        pairs = ((Curve(shown[n], n, "network"), Curve(shown[n], f"fit_{n}", "theory")) for n in names)
+        return tuple(curve for pair in pairs for curve in pair)
+
+    x = ("widths", "width", "relative to mean y²")
+    apart = (Curve("mean function", "consistency", "network"), Curve("single networks", "distance", "network"))
+    panels = (
+        Panel("Error, bias and variance over data", *x, curves(whole), True),
+        Panel("Variance over inits, and over both", *x, curves(inits), True),
+        Panel(f"Squared distance to width {settings.widths[-1]}", *x, apart, True, True),
+    )
+    text = (
+        f"Networks (richness {settings.richness}) on {settings.n_train} points of {settings.task}: {settings.draws} "
+        f"data draws times {settings.inits} initialisations each, and {len(settings.seeds)} such tables a width. Lines "
+        "are fits of limit + coefficient / width, whose numbers are below. A part without bias of its own comes out "
+        "negative as often as positive where it is zero. Right: how far functions of a width are from those of the "
+        "widest, on the same data: of the mean over initialisations, less what the scatter of few of them adds, and of "
+        "single networks."
+    )
+    return page(f"Bias and variance: {settings.task}", text, panels)

@@ -16,11 +16,15 @@ from torch import nn
 
 from bench import store
 from bench.compare import Comparison, UnavailableError, unfinished
+from bench.moment import Watch
 from bench.record import Record, Score
 from bench.savepoint import Interrupted, Savepoint
 from bench.train import Trainer, part_of
 from bench.trained import History, Member, Trained, join, members
 from tasks.task import Task
+
+Watcher = Callable[[Sequence[Member]], Watch]
+"""Who watches the training of a batch of members."""
 
 HISTORY = tuple(field.name for field in fields(History))
 
@@ -67,13 +71,18 @@ def finished(settings: Mapping[str, Any], folder: Path) -> Record | None:
 
 
 def run(
-    cell: Cell, folder: Path, progress: Callable[[float], None], stop: Callable[[], bool] = lambda: False
+    cell: Cell,
+    folder: Path,
+    progress: Callable[[float], None],
+    stop: Callable[[], bool] = lambda: False,
+    watch: Watcher | None = None,
 ) -> tuple[Record, dict[str, float]]:
     """Train what is missing, score what is missing. The record is the caller's to write, when all else is done.
 
     Args:
         progress: told which share of the training is done.
         stop: asked while it trains and between comparisons; True: leave the state on disk, and raise ``Interrupted``.
+        watch: of the training.
 
     Returns:
         the record, and the CPU seconds of "training", "kernels" and "comparisons".
@@ -81,7 +90,7 @@ def run(
     (folder / "record.json").unlink(missing_ok=True)
     store.write_yaml(folder / "config.yaml", cell.settings)
     started = time.process_time()
-    trained = train(cell, folder / "trained", progress, stop)
+    trained = train(cell, folder / "trained", progress, stop, watch)
     trained_at = time.process_time()
     scored = trained.select([i for i, status in enumerate(trained.status) if status == "done"])
     record = compare(cell, trained, scored, folder / "scores", stop)
@@ -94,7 +103,11 @@ def run(
 
 
 def train(
-    cell: Cell, folder: Path, progress: Callable[[float], None], stop: Callable[[], bool] = lambda: False
+    cell: Cell,
+    folder: Path,
+    progress: Callable[[float], None],
+    stop: Callable[[], bool] = lambda: False,
+    watch: Watcher | None = None,
 ) -> Trained:
     """All members of the cell: read where their batch is complete on disk, trained where it is not.
 
@@ -110,7 +123,8 @@ def train(
     def savepoint(batch: Sequence[Member]) -> Savepoint:
         return Savepoint(_state_file(folder, batch), stop=stop)
 
-    for fresh in cell.trainer.parts(cell.model, cell.tasks, missing, share, savepoint) if missing else []:
+    parts_of = cell.trainer.parts(cell.model, cell.tasks, missing, share, savepoint, watch) if missing else ()
+    for fresh in parts_of:
         for i, member in enumerate(fresh.members):
             parts[member] = fresh.select([i])
             _write(parts[member], [other.name for other in fresh.members], folder / f"{member.name}.npz")

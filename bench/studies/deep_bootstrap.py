@@ -82,26 +82,31 @@ def deep_bootstrap(settings: DeepBootstrap) -> Record:
 
 
 def _seed(settings: DeepBootstrap, lam: Tensor, v: Tensor, seed: int) -> dict[str, np.ndarray]:
-    pairs = [[_gaussian(settings, lam, v, n, tau, seed) for tau in settings.tau] for n in settings.n]
+    pairs = [_gaussian(settings, lam, v, n, seed) for n in settings.n]
     names = ("test", "train", "noise_test", "noise_train")
     found = {name: np.array(pairs)[:, :, i] for i, name in enumerate(names)}
     return found | (_images(settings, seed) if settings.population else {})
 
 
-def _gaussian(settings: DeepBootstrap, lam: Tensor, v: Tensor, n: int, tau: float, seed: int) -> tuple[float, ...]:
-    """Test and train MSE of ridge regression on Gaussian features, mean over draws; then the same of pure unit noise.
+def _gaussian(settings: DeepBootstrap, lam: Tensor, v: Tensor, n: int, seed: int) -> np.ndarray:
+    """[tau, 4]: test and train MSE of ridge regression on Gaussian features, mean over draws; the same of unit noise.
 
-    Errors over inputs are exact: only training sets are drawn.
+    Errors over inputs are exact: only training sets are drawn, and every tau has the same ones.
     """
-    rng = torch.Generator().manual_seed(seed_of("gaussian", seed, n))  # every tau has the same draws
-    z = torch.randn(settings.gaussian_trials, n, len(lam), generator=rng, dtype=torch.float64)
-    gram = (z * lam) @ z.mT + n / tau * torch.eye(n, dtype=torch.float64)
-    noise = torch.randn(settings.gaussian_trials, n, generator=rng, dtype=torch.float64)
-    dual = torch.linalg.solve(gram, torch.stack([z @ v, noise], 2))
-    learned = lam[:, None] * (z.mT @ dual)  # [trials, modes, 2]
-    test, noise_test = (learned[..., 0] - v).square().sum(1).mean(), 1 + learned[..., 1].square().sum(1).mean()
-    train, noise_train = (n / tau * dual).square().mean((0, 1))
-    return float(test), float(train), float(noise_test), float(noise_train)
+    rng = torch.Generator().manual_seed(seed_of("gaussian", seed, n))
+    found = torch.zeros(settings.gaussian_trials, len(settings.tau), 4, dtype=torch.float64)
+    for trial in range(settings.gaussian_trials):
+        z = torch.randn(n, len(lam), generator=rng, dtype=torch.float64)
+        noise = torch.randn(n, generator=rng, dtype=torch.float64)
+        labels = torch.stack([z @ v, noise], 1)
+        ridges = n / torch.tensor(settings.tau, dtype=torch.float64)[:, None, None]
+        gram = (z * lam) @ z.T + ridges * torch.eye(n, dtype=torch.float64)  # [tau, n, n]
+        dual = torch.cholesky_solve(labels.expand(len(ridges), -1, -1), torch.linalg.cholesky(gram))
+        learned = lam[:, None] * (z.T @ dual)  # [tau, modes, 2]
+        test, spread = (learned[..., 0] - v).square().sum(1), 1 + learned[..., 1].square().sum(1)
+        train = (ridges * dual).square().mean(1)
+        found[trial] = torch.stack([test, train[:, 0], spread, train[:, 1]], 1)
+    return found.mean(0).numpy()
 
 
 def _images(settings: DeepBootstrap, seed: int) -> dict[str, np.ndarray]:

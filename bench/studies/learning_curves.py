@@ -7,6 +7,7 @@ learning"): does a kernel that a network has learnt learn as fast, from data of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from bench.predict import KernelPredictor
 from bench.record import Record, Score
 from bench.studies.fits import power_law
 from bench.studies.named import named_model, named_task, part
+from bench.studies.panel import Curve, Panel, page
 from bench.studies.study import result
 from bench.train import Trainer
 from bench.trained import Member, Richness, Trained, seed_of
@@ -66,15 +68,17 @@ def learning_curves(settings: LearningCurves) -> Record:
 
     ``error_network``, ``error_after`` (the network's own K_T on its own data), ``error_initial`` (K_0),
     ``error_infinite``: [seeds, n]. ``error_fresh`` [seeds, n trained on, n used]: K_T of the network that was trained
-    on so many points, in regression on so many *other* points, which the network has not seen; its diagonal is the
-    curve ``after_fresh``, and a row is that of one fixed kernel. Networks that did not reach the tolerance are nan,
-    and the record says so. Regression is without ridge (``noise`` or not), from base zero; networks are centred.
+    on so many points, in regression on so many *other* points, which the network has not seen; a row is the curve of
+    one fixed kernel, and its diagonal is ``error_after_fresh`` [seeds, n]. Networks that did not reach the tolerance
+    are nan, and the record says so. Regression is without ridge (``noise`` or not), from base zero; networks are
+    centred.
     """
     seeds = [_seed(settings, seed) for seed in settings.seeds]
     arrays = {name: np.array([found[name] for found, _ in seeds]) for name in seeds[0][0]}
     unfinished = sum(count for _, count in seeds)
     arrays["n"] = np.array(settings.n)
-    card = {"study": "learning_curves", **store.plain(settings)}
+    arrays["error_after_fresh"] = np.diagonal(arrays["error_fresh"], axis1=1, axis2=2).copy()
+    card = {"study": "learning_curves", **store.plain(settings), **_page(settings, "error_infinite" in arrays)}
     record = result(_scores(settings, arrays), arrays, card)
     if not unfinished:
         return record
@@ -89,8 +93,8 @@ def _seed(settings: LearningCurves, seed: int) -> tuple[dict[str, np.ndarray], i
     own, fresh = part(pool, range(largest)), part(pool, range(largest, 2 * largest))
     net = named_model(settings.model, pool, settings.width)
     trainer = Trainer(settings.richness, tolerance=settings.tolerance, max_steps=settings.max_steps)
-    errors = {f"error_{name}": np.full((settings.inits, len(settings.n)), np.nan) for name in CURVES[:4]}
-    errors.pop("error_after_fresh")
+    of_networks = ("network", "after", "initial")
+    errors = {f"error_{name}": np.full((settings.inits, len(settings.n)), np.nan) for name in of_networks}
     errors["error_fresh"] = np.full((settings.inits, len(settings.n), len(settings.n)), np.nan)
     unfinished = 0
     for column, n in enumerate(settings.n):
@@ -142,18 +146,36 @@ def _limit(net: nn.Module, task: Task) -> Tensor | None:
         return None
 
 
-def curve(arrays: dict[str, np.ndarray], name: str) -> np.ndarray | None:
-    """[seeds, n], one of ``CURVES``, or None where it was not measured."""
-    if name == "after_fresh":
-        return np.diagonal(arrays["error_fresh"], axis1=1, axis2=2)
-    return arrays.get(f"error_{name}")
-
-
 def _scores(settings: LearningCurves, arrays: dict[str, np.ndarray]) -> tuple[Score, ...]:
     """Exponents alpha of ``error ~ n^-alpha``: of each curve, and of each fixed after-kernel on fresh data."""
     n = np.array(settings.n)
     kept = n >= settings.fit_from
-    curves = {name: found for name in CURVES if (found := curve(arrays, name)) is not None}
+    curves = {name: arrays[f"error_{name}"] for name in CURVES if f"error_{name}" in arrays}
     curves |= {f"after_of_{size}": arrays["error_fresh"][:, row] for row, size in enumerate(settings.n)}
     fits = {name: power_law(n[kept], values[:, kept]) for name, values in curves.items()}
     return tuple(fit.negated().slope_score(f"{name}/exponent") for name, fit in fits.items() if fit)
+
+
+def _page(settings: LearningCurves, limited: bool) -> dict[str, Any]:
+    x = ("n", "training points N", "relative test error")
+    own = [
+        Curve("network", "error_network", "network"),
+        Curve("after-kernel, its own data", "error_after", "kernel"),
+        Curve("after-kernel, fresh data", "error_after_fresh", "kernel"),
+        Curve("initial kernel", "error_initial", "kernel"),
+    ]
+    if limited:
+        own.append(Curve("infinite width", "error_infinite", "kernel"))
+    fixed = [Curve(f"K_T of {n} points", "error_fresh", "kernel", (row,)) for row, n in enumerate(settings.n)]
+    panels = (
+        Panel("Learning curves", *x, tuple(own), True, True),
+        Panel("Each after-kernel on fresh data", *x, (own[0], *fixed), True, True),
+    )
+    text = (
+        f"Test error of networks of width {settings.width} (richness {settings.richness}) on {settings.task} against "
+        "the number of training points, and of regression with their kernels. An after-kernel has seen its labels: on "
+        "its own data it repeats what the network learnt there; on as many fresh points it shows what the kernel "
+        "itself has learnt. Exponents are alpha of error ~ N^-alpha, fitted to the mean over the seeds"
+        + (f" from N = {settings.fit_from} on." if settings.fit_from else ".")
+    )
+    return page(f"Learning curves: {settings.task}, width {settings.width}", text, panels)

@@ -91,16 +91,23 @@ def circle(points: int, depth: int, levels: Sequence[int], activation: str = "re
     return _population(x, kernel, circle_spectrum(kernel, points), modes * 2**0.5, power, True)
 
 
-def sphere(d: int, depth: int, levels: Sequence[int], points: int, seed: int, degrees: int = 60) -> Population:
-    """A sample of the sphere of radius sqrt d; the target of degree k is the zonal harmonic of the first axis."""
+def sphere(
+    d: int, depth: int, levels: Sequence[int], points: int, seed: int, degrees: int = 60, radius: float | None = None
+) -> Population:
+    """A sample of the sphere of a radius (None: sqrt d); the target of degree k is the zonal harmonic of one axis.
+
+    Samples of one seed differ between radii by a factor alone, and their targets not at all.
+    """
+    radius = d**0.5 if radius is None else radius
     generator = torch.Generator().manual_seed(seed_of("data", seed))
     x = torch.randn(points, d, generator=generator, dtype=torch.float64)
-    x = x * (d**0.5 / x.norm(dim=1, keepdim=True))
+    x = x / x.norm(dim=1, keepdim=True)
     kernel = ntk(d, depth)
     counts = harmonic_counts(d, degrees)
     # legendre(1) = 1, so that by the addition theorem its mean square is one over the number of harmonics.
-    targets = torch.stack([legendre(x[:, 0] / d**0.5, d, k) * counts[k].sqrt() for k in levels], 1)
-    return _population(x, kernel, sphere_spectrum(kernel, d, degrees), targets, _one(levels, degrees + 1), False)
+    targets = torch.stack([legendre(x[:, 0], d, k) * counts[k].sqrt() for k in levels], 1)
+    spectrum = sphere_spectrum(kernel, d, degrees, radius)
+    return _population(x * radius, kernel, spectrum, targets, _one(levels, degrees + 1), False)
 
 
 def fit_networks(

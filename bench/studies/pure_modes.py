@@ -31,6 +31,7 @@ class PureModes:
         size: None: 8, 8 and 256.
         levels: of the targets; none: some of easy and hard ones.
         points: of the sample of a sphere.
+        radius: of the sphere, in the data and in the theory; None: the square root of its dimensions.
         networks: 0 for none.
     """
 
@@ -41,6 +42,7 @@ class PureModes:
     n: tuple[int, ...] = (8, 16, 32, 64, 128)
     trials: int = 30
     points: int = 2048
+    radius: float | None = None
     networks: int = 0
     width: int = 128
     tolerance: float = 1e-5
@@ -52,6 +54,8 @@ class PureModes:
             raise ValueError(f"networks must be from 0 to trials = {self.trials}, not {self.networks}.")
         if not self.n or min(self.n) < 1:
             raise ValueError(f"n must be whole numbers of at least 1, not {self.n}.")
+        if self.radius is not None and (self.domain != "sphere" or self.radius <= 0):
+            raise ValueError(f"radius is that of a sphere, above 0, not {self.radius} of the {self.domain}.")
         size, levels = DOMAINS[self.domain]
         object.__setattr__(self, "size", self.size or size)
         object.__setattr__(self, "levels", self.levels or levels)
@@ -95,7 +99,7 @@ def _population(settings: PureModes, seed: int) -> Population:
         return cube(settings.size, settings.depth, settings.levels)
     if settings.domain == "circle":
         return circle(settings.size, settings.depth, settings.levels)
-    return sphere(settings.size, settings.depth, settings.levels, settings.points, seed)
+    return sphere(settings.size, settings.depth, settings.levels, settings.points, seed, radius=settings.radius)
 
 
 def _measure(settings: PureModes, population: Population, n: int, seed: int) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import os
 import time
 import types
 import typing
@@ -13,6 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from bench import store
 from bench.record import Record, Score
@@ -41,6 +45,11 @@ class Request:
     study: Callable[[Any], Record]
     settings: Any
 
+    def __post_init__(self) -> None:
+        name = getattr(self.study, "__qualname__", "")
+        if not name.isidentifier():  # its name must tell it from others, and worker processes must find it
+            raise ValueError(f"A study must be a function at the top of a module, not {name or self.study!r}.")
+
     @property
     def name(self) -> str:
         """The folder's: ``<study>-<hash of the settings>``."""
@@ -52,9 +61,9 @@ def find(request: Request, folder: Path, code: str = "") -> Record | None:
     """The study's record, if it is on disk and of this code."""
     try:
         record = store.read_record(folder / request.name)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, or damaged: made again
+        return record if record.card.get("code", "") == code else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or damaged: made again
         return None
-    return record if record.card.get("code", "") == code else None
 
 
 def obtain(request: Request, folder: Path, code: str = "") -> Record:
@@ -83,13 +92,27 @@ def obtain(request: Request, folder: Path, code: str = "") -> Record:
 
 
 @functools.cache
-def fingerprint() -> str:
-    """A hash of the suite's own source: it changes with every edit that could change a result."""
-    digest = hashlib.sha256()
+def fingerprint(own: Path | None = None) -> str:
+    """A hash of the suite's own source, torch's and NumPy's versions: it changes with what could change a result.
+
+    ``own``: a folder of a user's studies; all Python files in and below it count, too, but for hidden folders and
+    virtual environments.
+    """
+    digest = hashlib.sha256(f"torch {torch.__version__} numpy {np.__version__}".encode())
     for package in ("bench", "models", "tasks"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+        _add_sources(digest, ROOT, ROOT / package)
+    if own is not None:
+        _add_sources(digest, own, own)
     return digest.hexdigest()[:16]
+
+
+def _add_sources(digest: hashlib._Hash, root: Path, folder: Path) -> None:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if f[0] != "." and not (Path(parent, f) / "pyvenv.cfg").exists())
+        for name in sorted(files):
+            if name.endswith(".py"):
+                path = Path(parent, name)
+                digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
 
 
 def make_settings(study: Callable[[Any], Record], values: Mapping[str, Any]) -> Any:

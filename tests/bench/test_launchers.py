@@ -16,6 +16,7 @@ from test_run import bench, contents
 
 from bench import store
 from bench.plan import PlanError, plan
+from bench.savepoint import EXIT_CODE
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [
@@ -128,6 +129,32 @@ def test_a_killed_command_is_taken_up_again(launcher: str, undisturbed: Path, tm
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(folder, "12,14,18") == results(undisturbed, "12,14,18")
     assert all(store.read_record(path.parent).status == "done" for path in folder.glob("runs/*/record.json"))
+
+
+@pytest.mark.slow
+def test_sigterm_is_handed_on_to_the_workers(launcher: str, undisturbed: Path, tmp_path: Path) -> None:
+    """What is at work is kept to the step, not only to its last state a minute before; and nothing new is begun."""
+    if launcher == "slurm":
+        pytest.skip("the jobs of Slurm are ended by Slurm, with a SIGTERM of their own")
+    folder = folder_of(tmp_path, "sweep")
+    (folder / "slow").touch()
+    (folder / "died").touch()
+    arguments = [*SWEEP, "model.width=12,14,18", f"hydra/launcher={launcher}"]
+    command = subprocess.Popen([sys.executable, "-m", "bench", *arguments], cwd=folder,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    until(lambda: bool(list(folder.glob("runs/*/.progress"))))
+    time.sleep(2)
+    command.send_signal(signal.SIGTERM)  # to the command alone, not its workers
+    assert command.wait(timeout=60) == EXIT_CODE
+    begun = [store.read_record(path.parent) for path in folder.glob("runs/*/record.json")]
+    assert begun
+    assert all(record.status == "interrupted" for record in begun)
+    assert len(list(folder.glob("runs/*/trained/.*.state"))) == len(begun)
+    assert not list(folder.glob("runs/.stop-*")) + list(folder.glob("runs/*/.progress"))
+    (folder / "slow").unlink()
+    done = bench(arguments, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results(folder, "12,14,18") == results(undisturbed, "12,14,18")
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -11,6 +11,7 @@ from bench import store
 from bench.plan import plan, state
 from bench.plan.__main__ import duration, main, size
 from bench.plan.estimate import estimates, lazy_steps
+from bench.record import Record
 from bench.train import Trainer
 from bench.trained import members, seed_of
 from models.mlp import mlp
@@ -98,6 +99,19 @@ def test_records_of_earlier_runs_give_the_speed(tmp_path, monkeypatch):
         again = estimates([(other, state(other))], 0.0)[0]
         assert again is not None
         assert again.source == "measured"
+
+
+def test_a_study_is_priced_by_what_it_took_when_it_last_ran(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment=peak", "tracking=disabled"]) == 0
+    assert "not known before it ran once" in capsys.readouterr().out
+    folder = plan(["experiment=peak"])[0].folder
+    store.write_record(folder, Record(folder.name, "done", "", {"seconds": 200.0, "code": "of yesterday"}))
+    assert main(["experiment=peak", "tracking=disabled"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 cells to run, 0 done. About 3.3 min of one process" in printed
+    assert "Studies: what they took when they last ran." in printed
+    assert "lazy theory" not in printed
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     store.write_record(base / "cell", record())
     code = (
         "import sys; from pathlib import Path; from bench import store, tracking; base = Path(sys.argv[1])\n"
-        "tracking.track(store.read_record(base / 'cell'), mode='offline', project='p', group='after_kernel',"
-        " run_id='abc123', config={'trainer': {'step': 1.5}}, folder=base / 'runs')\n"
+        "record = store.read_record(base / 'cell')\n"
+        "tracking.Tracker(record.name, mode='offline', project='p', group='after_kernel',"
+        " run_id='abc123', config={'trainer': {'step': 1.5}}, folder=base / 'runs').finish(record)\n"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     environment = {**clean, "HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
@@ -57,6 +58,10 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     files = list(runs.glob("wandb/offline-run-*/run-abc123.wandb"))
     return {"process": done, "home": home, "files": files, "records": [r for f in files for r in read(f)]}
+
+
+def tracker(folder: Path) -> tracking.Tracker:
+    return tracking.Tracker(record().name, mode="offline", project="p", group="g", run_id="i", config={}, folder=folder)
 
 
 def read(path: Path) -> Iterator[Any]:
@@ -70,6 +75,8 @@ def read(path: Path) -> Iterator[Any]:
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        if at + 7 + length > len(data):
+            return  # its process was killed
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
@@ -77,6 +84,25 @@ def read(path: Path) -> Iterator[Any]:
             parsed.ParseFromString(parts)
             parts = b""
             yield parsed
+
+
+def rows_of(records: Iterable[Any]) -> list[dict[str, Any]]:
+    """The rows of the history, each with its ``_step``."""
+    return [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in r.history.item}
+        | {"_step": r.history.step.num}
+        for r in records
+        if r.WhichOneof("record_type") == "history"
+    ]
+
+
+def summary_of(records: Iterable[Any]) -> dict[str, Any]:
+    return {
+        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+        for r in records
+        if r.WhichOneof("record_type") == "summary"
+        for item in r.summary.update
+    }
 
 
 def test_offline_run_is_quiet_and_writes_in_its_folder_only(offline: dict[str, Any]) -> None:
@@ -96,11 +122,7 @@ def test_offline_run_holds_identity_and_config(offline: dict[str, Any]) -> None:
 
 
 def test_offline_run_holds_curves_tables_and_plots(offline: dict[str, Any]) -> None:
-    rows = [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in r.history.item}
-        for r in offline["records"]
-        if r.WhichOneof("record_type") == "history"
-    ]
+    rows = rows_of(offline["records"])
     curve = [row for row in rows if "training/loss" in row]
     assert len(curve) > 20
     assert all(row["training/loss"] > 0 for row in curve)
@@ -118,17 +140,36 @@ def test_offline_run_holds_curves_tables_and_plots(offline: dict[str, Any]) -> N
 
 
 def test_offline_run_holds_the_summary(offline: dict[str, Any]) -> None:
-    logged = {
-        item.key or "/".join(item.nested_key): json.loads(item.value_json)
-        for r in offline["records"]
-        if r.WhichOneof("record_type") == "summary"
-        for item in r.summary.update
-    }
+    logged = summary_of(offline["records"])
     assert logged["after/skill"] == 0.84
     assert logged["after/skill_standard_error"] == 0.02
     assert logged["initial/skill"] == -0.5
     assert "initial/skill_standard_error" not in logged
     assert logged["status"] == "done"
+    assert logged["width"] == 8
+
+
+def test_what_was_handed_over_is_not_handed_over_again(tmp_path: Path) -> None:
+    """By one process, which dies while it writes; then by two more."""
+    first = tracking.Rows(tmp_path)
+    assert first.live({"a": {"steps": 0.0}, "b": {"steps": 0.0}})[1] == 0
+    assert first.live({"a": {"steps": 5.0}})[1] == 1
+    with first.path.open("a") as file:
+        file.write('{"step": 2, "se')
+    second = tracking.Rows(tmp_path)
+    new, step = second.live({"a": {"steps": 5.0}, "b": {"steps": 3.0}})
+    assert (list(new), step) == (["b"], 2)
+    assert second.live({"a": {"steps": 4.0}, "b": {"steps": 3.0}})[0] == {}
+    rows = [{"x": float(i)} for i in range(4)]
+    handed = second.curves(rows)
+    assert [next(handed) for _ in range(2)] == [({"x": 0.0}, 3), ({"x": 1.0}, 4)]
+    third = tracking.Rows(tmp_path)
+    assert list(third.curves(rows)) == [({"x": 2.0}, 5), ({"x": 3.0}, 6)]
+    assert not third.ended
+    third.end()
+    assert tracking.Rows(tmp_path).ended
+    assert list(tracking.Rows(tmp_path).curves([{"x": 9.0}])) == [({"x": 9.0}, 8)]  # more seeds: curves of another mean
+    assert not tracking.Rows(tmp_path).ended
 
 
 def test_history_averages_members_on_one_grid() -> None:
@@ -151,7 +192,7 @@ def test_a_failure_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with caplog.at_level(logging.WARNING):
-        tracking.track(record(), mode="offline", project="p", group="g", run_id="i", config={}, folder=blocked)
+        tracker(blocked).finish(record())
     assert len(caplog.records) == 1
     assert "staircase-mlp-w8-abc" in caplog.text
     assert "\n" not in caplog.records[0].getMessage()
@@ -163,18 +204,38 @@ def test_a_failure_inside_wandb_is_one_warning(
     def broken(*_: object) -> None:
         raise RuntimeError("no\nspace")
 
-    monkeypatch.setattr(tracking, "_log", broken)
+    monkeypatch.setattr(tracking, "_tables", broken)
     before = dict(os.environ)
-    tracking.track(record(), mode="offline", project="p", group="g", run_id="i", config={}, folder=tmp_path)
+    one = tracker(tmp_path)
+    one.live({"a": {"steps": 0.0, "time": 0.0, "loss": 1.0}})
+    one.finish(record())
+    one.live({"a": {"steps": 1.0, "time": 0.0, "loss": 1.0}})
+    assert len(caplog.records) == 1
     assert "no space" in caplog.text
+    assert not tracking.is_tracked("offline", tmp_path)
     assert dict(os.environ) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "rows.jsonl").symlink_to("/dev/full")
+    one = tracker(tmp_path)
+    for step in range(3):
+        one.live({"a": {"steps": float(step), "time": 0.0, "loss": 1.0}})
+    one.finish(record())
+    assert [r.getMessage() for r in caplog.records] == [
+        "W&B did not record staircase-mlp-w8-abc ([Errno 28] No space left on device); its result is safe on disk."
+    ]
+    assert not tracking.is_tracked("offline", tmp_path)
 
 
 def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from bench import tracking; from bench.record import Record\n"
-        "tracking.track(Record('x', 'done', '', {}), mode='disabled', project='p', group='g', run_id='i', config={},"
+        "one = tracking.Tracker('x', mode='disabled', project='p', group='g', run_id='i', config={},"
         " folder=Path('nowhere'))\n"
+        "one.live({'a': {'steps': 0.0}}); one.finish(Record('x', 'done', '', {}))\n"
         "assert 'wandb' not in sys.modules and 'torch' not in sys.modules and not Path('nowhere').exists()"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +15,8 @@ import pytest
 from bench.claims import Claim
 from bench.claims.__main__ import main
 from bench.claims.registry import built_in
+from bench.claims.run import Skipped, check
+from bench.studies.study import fingerprint
 
 MINE = """
 from dataclasses import dataclass
@@ -60,6 +64,20 @@ def run(mine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.fixture
+def run_here(mine: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """As ``run(mine, "mine-true")``, in this process."""
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def once() -> int:
+        sys.modules.pop(mine.stem, None)
+        fingerprint.cache_clear()
+        return main(["mine-true", "--claims", str(mine), "--runs", str(mine.parent / "runs"), "--jobs", "1"])
+
+    return once
+
+
 def test_a_users_claims(mine: Path, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("out.json", "out.xml")]
     done = run(mine, "mine-*", "--json", str(files[0]), "--junit", str(files[1]), "--report", str(tmp_path / "page"))
@@ -89,7 +107,17 @@ def test_a_users_claims(mine: Path, tmp_path: Path) -> None:
     [
         (["no-such-claim"], "Unknown claim 'no-such-claim'"),
         (["--seeds", "1"], "--seeds must be"),
+        (["--seeds", "0"], "--seeds must be"),
+        (["--seeds", "-1"], "--seeds must be"),
+        (["--seeds", "1000000000"], "to 1000, not 1000000000"),
         (["--seeds", "many"], "--seeds"),
+        (["--redraw", "1"], "--redraw must be"),
+        (["--redraw", "20", "--seeds", "1001"], "--seeds must be"),
+        (["--json", "."], "--json . cannot be written: it is a folder"),
+        (["--json", f"{__file__}/x.json"], "cannot be written"),
+        (["--junit", f"{__file__}/x.xml"], "--junit"),
+        (["--report", f"{__file__}/page"], "--report"),
+        (["--runs", f"{__file__}/runs"], "--runs"),
         (["--size", "tpu"], "cpu"),
         (["--jobs", "0"], "--jobs must be"),
         (["--claims", "absent.py"], "is no Python file"),
@@ -120,3 +148,143 @@ def test_every_claim_is_complete() -> None:
         if isinstance(item, Claim):
             assert item.controls, item.name
             assert item.power, item.name
+
+
+BROKEN = {
+    "syntax": ("CLAIMS = [", "does not import"),
+    "exits": ("import sys; sys.exit(0)", "does not import: SystemExit"),
+    "empty": ("x = 1", "neither CLAIMS nor MEASUREMENTS"),
+    "no_claim": ("CLAIMS = ['a claim']", "list Claim and Measurement objects"),
+    "no_list": ("CLAIMS = 3", "must be lists"),
+    "twice": (MINE.format(log="x") + "CLAIMS += CLAIMS[:1]", "already is a claim or measurement named mine-true"),
+    "taken": (MINE.format(log="x").replace("mine-true", "path-kernel"), "already is a claim or measurement named"),
+    "name": (MINE.format(log="x").replace("mine-true", "Mine true"), "lower case words"),
+    "alpha": (MINE.format(log="x").replace('power="any"', 'power="any", alpha=2'), "alpha must be above 0"),
+    "control": (MINE.format(log="x").replace("controls=[Control", "controls=[][Control"), "does not import"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_of_claims_is_one_sentence(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    text, says = BROKEN[kind]
+    path = tmp_path / f"claims_that_are_broken_{kind}.py"
+    path.write_text(text)
+    assert main(["--claims", str(path), "--list"]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_one_claims_mistake_does_not_end_the_others(mine: Path, tmp_path: Path) -> None:
+    """Requests that raise, a study within a function, statistics of a wrong shape, a message that XML cannot hold."""
+    mine.write_text(
+        mine.read_text().replace("no such height", "no such \\x00 height")
+        + """
+from dataclasses import replace
+good = CLAIMS[0]
+def raises(size, seeds):
+    raise LookupError("no requests")
+CLAIMS += [
+    replace(good, name="bad-requests", requests=raises),
+    replace(good, name="bad-study", requests=lambda size, seeds: [Request(lambda settings: None, 1)]),
+    replace(good, name="bad-shape", statistics=lambda records: {"height": [[1.0, 2.0]]}),
+    replace(good, name="bad-values", statistics=lambda records: {"height": []}),
+    replace(good, name="bad-control", controls=[Control("not wrong", good.statistics)]),
+    replace(good, name="skipped-here", lacks=lambda: "No telescope."),
+]
+"""
+    )
+    files = [tmp_path / name for name in ("out.json", "out.xml")]
+    done = run(mine, "mine-*", "bad-*", "skipped-*", "--json", str(files[0]), "--junit", str(files[1]),
+               "--report", str(tmp_path / "page"))  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    content = json.loads(files[0].read_text())
+    claims = {claim["name"]: claim for claim in content["claims"]}
+    assert "no requests" in claims["bad-requests"]["reason"]
+    assert "top of a module" in claims["bad-study"]["reason"]
+    assert "shape [1, 2]" in claims["bad-shape"]["reason"]
+    assert "shape [0]" in claims["bad-values"]["reason"]
+    assert claims["bad-control"]["verdict"] == "holds"
+    assert not claims["bad-control"]["passed"]
+    assert claims["mine-true"]["passed"]
+    assert content["skipped"] == [{"name": "skipped-here", "reason": "No telescope."}]
+    assert "No telescope." in done.stdout
+    assert "No telescope." in (tmp_path / "page" / "claims.html").read_text()
+    suite = ElementTree.parse(files[1]).getroot()
+    counts = {key: int(suite.get(key, "")) for key in ("tests", "failures", "errors", "skipped")}
+    assert counts == {
+        "tests": len(suite.findall("testcase")), "failures": len(suite.findall("testcase/failure")),
+        "errors": 0, "skipped": len(suite.findall("testcase/skipped")),
+    }  # fmt: skip
+    assert (counts["tests"], counts["failures"], counts["skipped"]) == (11, 7, 1)
+    assert run(mine, "skipped-here").returncode == 0
+
+
+@pytest.mark.parametrize("damage", ["record.json", "arrays.npz", "no arrays", "no card"])
+def test_a_damaged_cache_is_made_again(damage: str, mine: Path, tmp_path: Path, run_here: Callable[[], int]) -> None:
+    assert run_here() == 0
+    (record,) = (tmp_path / "runs").rglob("record.json")
+    arrays = record.with_name("arrays.npz")
+    if damage == "no arrays":
+        arrays.unlink()
+    elif damage == "no card":
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"card": None}))
+    else:
+        path = record.with_name(damage)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert run_here() == 0
+    assert (tmp_path / "log").read_text().count("ran") == 2
+
+
+def test_an_edit_of_the_users_own_code_runs_its_studies_again(tmp_path: Path, run_here: Callable[[], int]) -> None:
+    assert run_here() == 0
+    (tmp_path / "model.py").write_text("width = 64")  # anything beside the claims may be what they are about
+    assert run_here() == 0
+    assert (tmp_path / "log").read_text().count("ran") == 2
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "other.py").write_text("width = 64")
+    assert run_here() == 0
+    assert (tmp_path / "log").read_text().count("ran") == 2
+
+
+def test_a_run_that_was_killed_goes_on(mine: Path, tmp_path: Path) -> None:
+    """Killed in its second study: the first is read, the second run again; the JSON of before is left as it was."""
+    mine.write_text(
+        mine.read_text().replace("    if settings.shift > 90:", "    import time\n    if settings.shift > 90:")
+        .replace("def claim(", "def slow(settings):\n    import time\n    Path({log!r}).open('a').write('slow\\n')\n"
+                 "    time.sleep(0 if Path({log!r}).read_text().count('slow') > 1 else 600)\n"
+                 "    return heights(settings)\n\ndef claim(".replace("{log!r}", repr(str(tmp_path / "log"))))
+        + "\nfrom dataclasses import replace\nCLAIMS = [CLAIMS[0], replace(CLAIMS[0], name='mine-slow', "
+        "requests=lambda size, seeds: [Request(slow, Settings(.5, seeds))])]\n"
+    )  # fmt: skip
+    out = tmp_path / "out.json"
+    out.write_text("of before")
+    command = [sys.executable, "-m", "bench.claims", "--claims", str(mine), "--runs", str(tmp_path / "runs"), "mine-*",
+               "--json", str(out), "--jobs", "1"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 120
+        while not ((tmp_path / "log").exists() and "slow" in (tmp_path / "log").read_text()):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        process.kill()
+    assert out.read_text() == "of before"
+    done = run(mine, "mine-*", "--jobs", "1", "--json", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "log").read_text().split() == ["ran", "slow", "slow", "ran"]
+    assert len(json.loads(out.read_text())["claims"]) == 2
+
+
+def test_claims_about_images_are_skipped_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WIDEBENCH_DATA", str(tmp_path))
+    monkeypatch.setattr("tasks.sources.DEBIAN_FASHION_MNIST", tmp_path / "none")
+    about_images = [item for item in built_in().values() if item.lacks()]
+    assert len(about_images) == 10
+    for outcome in check(about_images, tmp_path / "studies"):
+        assert isinstance(outcome, Skipped)
+        assert "WIDEBENCH_DATA" in outcome.reason
+    assert not list(tmp_path.glob("studies/*"))

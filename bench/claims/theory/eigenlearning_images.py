@@ -1,10 +1,8 @@
-"""Eigenlearning on real images; these claims are listed only where the data are (``WIDEBENCH_DATA``, else ``data``)."""
+"""Eigenlearning on real images; skipped where the data are not."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +11,7 @@ from bench.studies.deep_bootstrap import DeepBootstrap, deep_bootstrap
 from bench.studies.hermite_images import HermiteImages, hermite_images
 from bench.studies.image_pairs import ImagePairs, image_pairs
 from bench.studies.study import Request
+from tasks.sources import lacking
 
 SET = "Windows from seeds 0 to 3, 2026-11-25."
 
@@ -31,6 +30,10 @@ def _bootstrap(size: Size, seeds: Seeds) -> list[Request]:
 
 def _hermite(size: Size, seeds: Seeds) -> list[Request]:
     return [Request(hermite_images, HermiteImages(n=(300, 1000), trials=8, seeds=seeds))]
+
+
+def _lacks_images() -> str:
+    return lacking("mnist", "fashion_mnist", "cifar10")
 
 
 def _prediction(name: str) -> Callable[[Records], Statistics]:
@@ -86,9 +89,9 @@ def _ansatz(spectrum: str, curve: str) -> Callable[[Records], Statistics]:
     return statistics
 
 
-_IMAGES = [
+CLAIMS = [
     Claim(
-        name="eigenlearning-image-pairs",
+        lacks=_lacks_images, name="eigenlearning-image-pairs",
         statement="Test error of image pairs from spectrum and labels alone: within 3 % at ridge 30, median 2 %.",
         source="Simon et al. 2023, figure 2, with the finite population's formulas", kind="calibrated",
         requests=_pairs, seeds=4, calibration=SET, statistics=_prediction("theory"),
@@ -97,7 +100,7 @@ _IMAGES = [
         power="Four pairs, three n up to half of the population; MNIST 0 / 1 is left out: 22 to 40 % low at ridge 0.",
     ),
     Claim(
-        name="eigenlearning-gcv",
+        lacks=_lacks_images, name="eigenlearning-gcv",
         statement="The test error of a kernel at ridge 30 from its training set alone, within 8 %.",
         source="Jacot et al. 2020; Wei, Hu, Steinhardt 2022", kind="calibrated", requests=_pairs, seeds=4,
         calibration=SET, statistics=_estimate(2),
@@ -106,7 +109,7 @@ _IMAGES = [
         power="Twelve pairs and n a seed, means of ten training sets; without ridge it is off by 20 %.",
     ),
     Claim(
-        name="eigenlearning-bootstrap-digits",
+        lacks=_lacks_images, name="eigenlearning-bootstrap-digits",
         statement="MNIST 0-4 against 5-9 over all ridges and n: median error of the prediction below 5 %.",
         source="Simon et al. 2023, figure 3, without replacement", kind="calibrated", requests=_bootstrap, seeds=4,
         calibration=SET, statistics=_digits(0),
@@ -115,7 +118,7 @@ _IMAGES = [
         power="Eighteen settings a seed.",
     ),
     Claim(
-        name="eigenlearning-bootstrap-networks",
+        lacks=_lacks_images, name="eigenlearning-bootstrap-networks",
         statement="Networks on few and many points err alike before the time 1 / kappa_0(n): 3 % at a hundredth.",
         source="Nakkiran, Neyshabur, Sedghi 2021", kind="calibrated", requests=_bootstrap, seeds=4, calibration=SET,
         statistics=_collapse((0, 1)),
@@ -124,7 +127,7 @@ _IMAGES = [
         power="n = 32 and 128 against 500, two networks each; at the crossover itself they differ by 40 %.",
     ),
     Claim(
-        name="eigenlearning-hermite-images",
+        lacks=_lacks_images, name="eigenlearning-hermite-images",
         statement="CIFAR-10: eigenvalues within 15 % from the covariance alone, the learning curve within 6 %.",
         source="Karkada, Turnbull, Liu, Simon 2025", kind="calibrated", requests=_hermite, seeds=4, calibration=SET,
         statistics=_ansatz("eigenvalues_theory", "theory"),
@@ -135,11 +138,3 @@ _IMAGES = [
         power="Two hundred eigenvalues; n = 300 and 1000, eight training sets each.",
     ),
 ]  # fmt: skip
-
-
-def _found() -> bool:
-    folder = Path(os.environ.get("WIDEBENCH_DATA") or "data")
-    return all((folder / f"{name}.npz").exists() for name in ("mnist", "fashion_mnist", "cifar10"))
-
-
-CLAIMS = _IMAGES if _found() else []
