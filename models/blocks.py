@@ -11,13 +11,16 @@ cuts the same tiles and rounds alike.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -51,6 +54,8 @@ def fill(
     strips: int = SYMMETRIC_STRIPS,
     tall: bool = False,
     add: bool = False,
+    mirror: bool = True,
+    begin: Callable[[slice], object] | None = None,
     done: File | None = None,
     name: str = "Kernel",
 ) -> None:
@@ -61,7 +66,10 @@ def fill(
     peak, and is kept within `memory` bytes (None: the memory now free on the first output's device, less a margin
     and `out` itself) and `max_side` rows and columns; the symmetric case is cut into `strips`, but for strips of less
     than `least_side` rows, which cost more than they save. `tall`: `tile_fn` makes what it needs of the rows and
-    columns and keeps the latest of each, so that few and tall strips make less of it twice. `add`: to what `out` holds.
+    columns and keeps that of a strip, so that few and tall strips make less of it twice. `begin` is called with each
+    strip's rows before its tiles: what is made there, unlike what a tile makes, does not depend on which tiles are left
+    to do. `add`: to what `out` holds; `mirror`: False leaves what is below the diagonal of a symmetric kernel to a
+    later call that adds to it.
     `done`: the file behind `out`, whose finished tiles are not computed again. `name`: of the work, in its messages.
     Symmetric tiles on the diagonal start there (rows.start == cols.start, at least as many columns as rows); entries
     [i, j, a, b] are mirrored to [j, i, b, a].
@@ -79,11 +87,17 @@ def fill(
         raise ValueError(f"memory must be at least {math.ceil(cost(1, 1))} bytes, for one entry, not {memory}.")
     shape = tile_shape(n1, n2, cost, most, symmetric, max_side, least_side, strips, tall)
     if done is not None:
-        shape = done.grid(shape)
+        high, wide = done.settle("grid", list(shape))
+        shape = high, wide
     left = [tile for tile in tiles(n1, n2, *shape, symmetric) if done is None or not done.holds(*tile)]
     progress = Progress(name, "pairs", sum(_pairs(*tile, symmetric) for tile in left))
-    worker = _Worker(outs, tile_fn, cost, symmetric, add)
+    worker = _Worker(outs, tile_fn, cost, symmetric, add, mirror)
+    strip = None
     for rows, cols in left:
+        top = rows.start // shape[0] * shape[0]
+        if begin is not None and top != strip:
+            begin(slice(top, min(top + shape[0], n1)))
+            strip = top
         worker.do(rows, cols)
         if done is not None:
             done.add(rows, cols)
@@ -155,55 +169,87 @@ def tiles(n1: int, n2: int, rows: int, cols: int, symmetric: bool = False) -> It
 class File:
     """A tensor in a .npy file that is filled tile by tile, and goes on where an earlier process was stopped.
 
-    Beside it `<name>.json` holds a line that names what the file is (`fingerprint`) and one for each finished tile.
-    `tensor` is mapped to the file. Raises ValueError if the file there is of another fingerprint, shape or dtype.
+    Beside it `<name>.json` holds a line that names what the file is (`fingerprint`), those of the settings that it was
+    begun with, and one for each finished tile. `tensor` is mapped to the file. Raises ValueError if the file there is
+    of another fingerprint, shape or dtype, or damaged, and if there is no room for it.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, fingerprint: str) -> None:
+        self.path = path
         self._log = path.with_name(path.name + ".json")
         self._head: dict[str, object] = {"fingerprint": fingerprint, "shape": list(shape), "dtype": str(dtype)}
         self._tiles: set[tuple[int, int]] = set()
-        self._grid: tuple[int, int] | None = None
+        self._settings: dict[str, Any] = {}
         self.complete = False
-        found = self._read(path)
-        numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if found:
-            self._map = numpy.lib.format.open_memmap(path, mode="r+")
-        else:
-            self._map = numpy.lib.format.open_memmap(path, mode="w+", dtype=numpy_dtype, shape=shape)
-            self._append(self._head, mode="w")
+        if not self._read():
+            self._begin(shape, torch.empty(0, dtype=dtype).numpy().dtype)
+        self._map = self._open(shape, torch.empty(0, dtype=dtype).numpy().dtype)
         self.tensor = torch.from_numpy(self._map)
 
-    def _read(self, path: Path) -> bool:
-        if not path.exists():
+    def _open(self, shape: tuple[int, ...], dtype: numpy.dtype) -> numpy.memmap:
+        size = self.path.stat().st_size  # a file that is too short would be made longer
+        try:
+            found = numpy.load(self.path, mmap_mode="r+")
+        except (ValueError, EOFError, OSError) as error:
+            raise self._unusable("is damaged") from error
+        if found.shape != shape or found.dtype != dtype or found.offset + found.nbytes != size:
+            raise self._unusable("is damaged")
+        return found
+
+    def _unusable(self, what: str) -> ValueError:
+        return ValueError(f"{self.path} {what}: remove it with {self._log.name}, or name another file.")
+
+    def _begin(self, shape: tuple[int, ...], dtype: numpy.dtype) -> None:
+        """The file appears under its name when it is whole; its disk space is taken now, for a mapped file that finds
+        none later kills the process."""
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._append(self._head, mode="w")
+            numpy.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape).flush()
+            with part.open("r+b") as file:
+                _take_space(file.fileno(), part.stat().st_size)
+            part.replace(self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            size = math.prod(shape) * dtype.itemsize
+            raise ValueError(f"The {size / 1e9:.3g} GB of {self.path} cannot be written: {error.strerror}.") from error
+
+    def _read(self) -> bool:
+        if not self.path.exists():
             return False
-        lines = self._log.read_text().split("\n") if self._log.exists() else []
-        # A line without its end was being written when the process was stopped.
-        entries = [json.loads(line) for line in lines[:-1]]
+        text = self._log.read_bytes() if self._log.exists() else b""
+        whole = text.rfind(b"\n") + 1
+        try:
+            entries = [dict(json.loads(line)) for line in text[:whole].splitlines()]
+        except (ValueError, TypeError) as error:
+            raise self._unusable("has a damaged list of tiles") from error
         if not entries or entries[0] != self._head:
-            raise ValueError(f"{path} holds something else: remove it with {self._log.name}, or name another file.")
+            raise self._unusable("holds something else")
         for entry in entries[1:]:
-            if "grid" in entry:
-                self._grid = tuple(entry["grid"])
-            elif "tile" in entry:
+            if "tile" in entry:
                 self._tiles.add(tuple(entry["tile"]))
-            else:
+            elif "complete" in entry:
                 self.complete = True
-        if lines[-1]:
-            self._log.write_text("\n".join([*lines[:-1], ""]))
+            else:
+                self._settings |= entry
+        if whole < len(text):  # a line without its end was being written when the process was stopped
+            os.truncate(self._log, whole)
         return True
 
-    def _append(self, entry: dict[str, object], mode: str = "a") -> None:
+    def _append(self, entry: Mapping[str, object], mode: str = "a") -> None:
         with self._log.open(mode) as log:
             log.write(json.dumps(entry) + "\n")
 
-    def grid(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of a tile: those that the file was begun with, else `shape`."""
-        if self._grid is None:
-            self._grid = shape
-            self._append({"grid": shape})
-        return self._grid
+    def settle(self, name: str, value: T) -> T:
+        """The setting that the file was begun with, else `value`, which it is then begun with: what another process
+        must know in order to compute the tiles that are left just as this one would."""
+        if name not in self._settings:
+            self._settings[name] = value
+            self._append({name: value})
+        found: T = self._settings[name]
+        return found
 
     def holds(self, rows: slice, cols: slice) -> bool:
         return (rows.start, cols.start) in self._tiles
@@ -248,13 +294,15 @@ class _Worker:
     """Computes tiles into the outputs, and remembers the tile size at which memory ran out."""
 
     def __init__(
-        self, outs: tuple[Tensor, ...], tile_fn: TileFn, cost: Callable[[int, int], float], symmetric: bool, add: bool
-    ) -> None:
+        self, outs: tuple[Tensor, ...], tile_fn: TileFn, cost: Callable[[int, int], float], symmetric: bool, add: bool,
+        mirror: bool,
+    ) -> None:  # fmt: skip
         self.outs = outs
         self.tile_fn = tile_fn
         self.cost = cost
         self.symmetric = symmetric
         self.write = Tensor.add_ if add else Tensor.copy_
+        self.mirror = mirror
         self.limit = math.inf
 
     def do(self, rows: slice, cols: slice) -> None:
@@ -309,8 +357,20 @@ class _Worker:
             # A product of a matrix with itself need not round symmetrically.
             self.write(out[rows, rows], (square + _mirror(square)) / 2)
             tile = tile[:, _len(rows) :]
-        self.write(out[rows, beyond : cols.stop], tile)
-        self.write(out[beyond : cols.stop, rows], _mirror(tile))
+        above = out[rows, beyond : cols.stop]
+        self.write(above, tile)
+        if self.mirror:
+            out[beyond : cols.stop, rows] = _mirror(above)
+
+
+def _take_space(file: int, size: int) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # else the file system cannot reserve
+            raise
 
 
 def _pairs(rows: slice, cols: slice, symmetric: bool) -> int:

@@ -138,7 +138,7 @@ def conjugate_gradients(
                 f"The kernel is not positive semidefinite: curvature {float(worst):.3g} in some direction."
             )
     residual = _residual(_InFloat64(K), x, y, ridge)  # of the solution itself, not of the recursion
-    if residual > 2 * tolerance:
+    if not residual <= 2 * tolerance:
         raise ValueError(
             f"Conjugate gradients reached a residual of {residual:.3g}, not {tolerance:.3g}, in {steps} steps: "
             "raise max_steps, the tolerance or the ridge."
@@ -175,6 +175,7 @@ def spectrum(kernel: Tensor) -> Spectrum:
 
 
 def _eigh(K: Tensor) -> tuple[Tensor, Tensor]:
+    _check_finite(K)
     eigenvalues, vectors = torch.linalg.eigh(K)
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
     if smallest < -ROUNDING * abs(largest):
@@ -183,6 +184,11 @@ def _eigh(K: Tensor) -> tuple[Tensor, Tensor]:
             "was it computed in float32, or is it not symmetric?"
         )
     return eigenvalues, vectors
+
+
+def _check_finite(matrix: Tensor) -> None:
+    if not bool(matrix.isfinite().all()):
+        raise ValueError("The kernel holds entries that are nan or infinite: do the inputs, or the network?")
 
 
 def _check_semidefinite(K: Tensor, ridge: float) -> None:
@@ -225,7 +231,9 @@ def largest_eigenvalues(
         steps = len(basis)
         last = steps == most
         if last or (steps >= k and steps % CHECK_EVERY == 0):
-            values, vectors = torch.linalg.eigh(_tridiagonal(alphas, betas))
+            tridiagonal = _tridiagonal(alphas, betas)
+            _check_finite(tridiagonal)
+            values, vectors = torch.linalg.eigh(tridiagonal)
             values, vectors = values[-k:], vectors[:, -k:]
             scale = values[-1].abs().clamp_min(1e-300)
             if last or float((betas[-1] * vectors[-1]).abs().max() / scale) <= tolerance:
@@ -238,7 +246,7 @@ def largest_eigenvalues(
         basis.append(w / w.norm())
     error = [((K @ vector).to(start) - value * vector).norm() for value, vector in zip(values, found.T, strict=True)]
     residual = float(torch.stack(error).max() / scale)
-    if residual > 2 * tolerance:
+    if not residual <= 2 * tolerance:
         raise ValueError(f"Lanczos reached a residual of {residual:.3g}, not {tolerance:.3g}, in {most} steps.")
     return Spectrum(values, found, residual)
 

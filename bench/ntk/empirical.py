@@ -19,6 +19,7 @@ from models import blocks
 T = TypeVar("T")
 
 
+@torch.inference_mode(False)
 def empirical_ntk(
     net: nn.Module,
     x1: Tensor,
@@ -69,6 +70,7 @@ def explain(net: nn.Module, x1: Tensor, x2: Tensor | None = None, **options: Any
     return prepare(net, x1, x2, **options).plan
 
 
+@torch.inference_mode(False)
 def prepare(
     net: nn.Module,
     x1: Tensor,
@@ -108,6 +110,7 @@ def as_operator(
     return _operator(prepare(net, x1, x2, outputs, Method.MATRIX_FREE, memory, dtype, False, params))
 
 
+@torch.inference_mode(False)
 def write_ntk(
     path: Path | str,
     net: nn.Module,
@@ -180,11 +183,14 @@ def _request(
     trained = tuple(name for name, parameter in own.items() if parameter.requires_grad)
     if not trained:
         raise ValueError("net has no trainable parameter: set requires_grad of those that count.")
+    if any(parameter.is_complex() for parameter in own.values()) or x1.is_complex():
+        raise ValueError("net and x1 must be real: the kernel of complex parameters is not defined here.")
     if params is not None and own.keys() - params.keys():
         raise ValueError(f"params lacks {min(own.keys() - params.keys())!r}: it must name every parameter of net.")
     precision = dtype or (x1.dtype if x1.is_floating_point() else own[trained[0]].dtype)
 
     def convert(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone() if tensor.is_inference() else tensor  # else autograd would not keep it
         return tensor.to(x1.device, precision if tensor.is_floating_point() else tensor.dtype)
 
     given = {name: parameter[None] for name, parameter in own.items()} if params is None else params

@@ -31,13 +31,15 @@ class Gradients:
     def holding(self, J: Tensor) -> Gradients:
         return Gradients(J, self.scale)
 
-    def add_gram(self, kernel: Tensor, other: Gradients, full: bool, workspace: float) -> None:
+    def gram(self, other: Gradients, full: bool, workspace: float, onto: Tensor | None) -> Tensor:
         axes = (1, 2) if full else (2, 3)
         one, two = self.J.flatten(*axes), other.J.flatten(*axes)
+        if onto is None:
+            product = inner(one, two)
+            return product if self.scale == 1 else product.mul_(self.scale**2)
         if by_onednn(one[0], two[0]):
-            kernel.add_(inner(one, two), alpha=self.scale**2)
-        else:
-            kernel.baddbmm_(one, two.mT, alpha=self.scale**2)
+            return onto.add_(inner(one, two), alpha=self.scale**2)
+        return onto.baddbmm_(one, two.mT, alpha=self.scale**2)
 
 
 @dataclass(frozen=True)
@@ -59,27 +61,33 @@ class Factors:
     def holding(self, h: Tensor, D: Tensor) -> Factors:
         return Factors(h, D, self.scale, self.bias_scale)
 
-    def add_gram(self, kernel: Tensor, other: Factors, full: bool, workspace: float) -> None:
+    def gram(self, other: Factors, full: bool, workspace: float, onto: Tensor | None) -> Tensor:
         if self.D.shape[3] == 1:
-            self._add_single(kernel, other, full)
-            return
-        c = self.D.shape[2] if full else 1
-        pair = kernel.element_size() * len(kernel) * self.D.shape[3] ** 2 * (2 * c**2 + 2)
+            return self._single(other, full, onto)
+        m, n1, c = self.D.shape[:3] if full else (*self.D.shape[:2], 1)
+        kernel = self.D.new_zeros(m, n1 * c, other.D.shape[1] * c) if onto is None else onto
+        pair = kernel.element_size() * m * self.D.shape[3] ** 2 * (2 * c**2 + 2)
         side = max(1, int((workspace / pair) ** 0.5))
-        for r in _parts(self.D.shape[1], side):
+        for r in _parts(n1, side):
             for s in _parts(other.D.shape[1], side):
                 block = kernel[:, r.start * c : r.stop * c, s.start * c : s.stop * c]
                 self.rows(r)._add_positions(block, other.rows(s), full)
+        return kernel
 
-    def _add_single(self, kernel: Tensor, other: Factors, full: bool) -> None:
+    def _single(self, other: Factors, full: bool, onto: Tensor | None) -> Tensor:
         inputs = self._inputs(other)
         if not full:
-            kernel.addcmul_(inputs, inner(self.D.flatten(2), other.D.flatten(2)))
-            return
+            outputs = inner(self.D.flatten(2), other.D.flatten(2))
+            return outputs.mul_(inputs) if onto is None else onto.addcmul_(inputs, outputs)
         (m, n1, c), n2 = self.D.shape[:3], other.D.shape[1]
+        inputs = inputs[:, :, None, :, None]
         outputs = inner(self.D.flatten(3).flatten(1, 2), other.D.flatten(3).flatten(1, 2))
-        blocks = kernel.view(m, n1, c, n2, c)
-        blocks.addcmul_(inputs[:, :, None, :, None], outputs.view(m, n1, c, n2, c))
+        pairs = outputs.view(m, n1, c, n2, c)
+        if onto is None:
+            pairs.mul_(inputs)
+            return outputs
+        onto.view(m, n1, c, n2, c).addcmul_(inputs, pairs)
+        return onto
 
     def _inputs(self, other: Factors) -> Tensor:
         """scale^2 h . h' + bias_scale^2, [m, n1 T, n2 T]."""
@@ -112,14 +120,14 @@ def _parts(n: int, side: int) -> Iterator[slice]:
         yield slice(start, min(start + side, n))
 
 
-def add_gram(kernel: Tensor, one: Kept, two: Kept, full: bool, workspace: float) -> None:
-    """Add one layer's share of the kernel between the samples of ``one`` and of ``two``, which are alike.
+def gram(one: Kept, two: Kept, full: bool, workspace: float, onto: Tensor | None) -> Tensor:
+    """One layer's share of the kernel between the samples of ``one`` and of ``two``, which are alike; added to
+    ``onto``, if there is one.
 
     ``workspace``: bytes of pairs of positions that may be alive at once.
     """
     if isinstance(one, Gradients):
         assert isinstance(two, Gradients)
-        one.add_gram(kernel, two, full, workspace)
-    else:
-        assert isinstance(two, Factors)
-        one.add_gram(kernel, two, full, workspace)
+        return one.gram(two, full, workspace, onto)
+    assert isinstance(two, Factors)
+    return one.gram(two, full, workspace, onto)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.ntk.watch import no_recomputation
 from models.blocks import out_of_memory
 
 Params = Mapping[str, Tensor]
@@ -57,7 +58,7 @@ def _one_by_one(outputs: Callable[[Params, Tensor], Tensor], params: Params, x: 
     leaves = {name: parameter.requires_grad_() for name, parameter in params.items()}
     rows: dict[str, list[Tensor]] = {name: [] for name in leaves}
     for sample in x:
-        with torch.enable_grad():
+        with torch.enable_grad(), no_recomputation():
             numbers = outputs(leaves, sample).reshape(-1).unbind()
         for k, number in enumerate(numbers):
             found = torch.autograd.grad(

@@ -11,10 +11,11 @@ from torch.func import functional_call
 from bench.ntk import jacobian
 from bench.ntk.forms import Factors, Gradients, Kept
 from bench.ntk.plan import Form, Part, Plan, Request, UnbatchedError
-from bench.ntk.watch import Call, Watch
+from bench.ntk.watch import Call, Watch, no_recomputation
 
 Layers = list[list[Kept]]
 """For each part of the plan what is kept of it, in one or more pieces."""
+_Found = dict[int, tuple[Tensor, Tensor]]
 
 
 def layers(request: Request, plan: Plan, members: Sequence[int], x: Tensor, into: Layers | None = None) -> Layers:
@@ -27,37 +28,38 @@ def layers(request: Request, plan: Plan, members: Sequence[int], x: Tensor, into
         ValueError: a net whose calls differ from those that the plan was made for.
     """
     kept: dict[int, list[Kept]] = {}
-    if plan.calls:
+    needed = sorted({part.call for part in plan.parts if part.call is not None})
+    if needed:
         # The plan saw that the first axis has the probe's size; only another size tells that it is the samples'.
         spare = len(x) == plan.probe
         batch = torch.cat([x, x[:1]]) if spare else x
-        inputs, gradients = (_one if len(members) == 1 else _together)(request, plan, members, batch)
-        if spare:
-            inputs, gradients = ([_drop_last(t, len(members)) for t in side] for side in (inputs, gradients))
+        found = (_one if len(members) == 1 else _together)(request, plan, members, batch, needed)
         for index, part in enumerate(plan.parts):
             if part.call is not None:
-                call = plan.calls[part.call]
+                x_in, D = (_drop_last(t, len(members)) if spare else t for t in found[part.call])
                 places = None if into is None or len(members) > 1 else into[index]
-                kept[index] = list(_keep(part, call, inputs[part.call], gradients[part.call], len(members), places))
+                kept[index] = list(_keep(part, plan.calls[part.call], x_in, D, len(members), places))
     if plan.sampled:
         by_name = _by_sample(request, plan, members, x)
         kept |= {i: [Gradients(by_name[part.names[0]], 1.0)] for i, part in enumerate(plan.parts) if part.call is None}
     return [kept[index] for index in range(len(plan.parts))]
 
 
-def _one(request: Request, plan: Plan, members: Sequence[int], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Each call's input [n, ...] and output gradients [n, c, ...]."""
+def _one(request: Request, plan: Plan, members: Sequence[int], x: Tensor, needed: Sequence[int]) -> _Found:
+    """Each needed call's input [n, ...] and output gradients [n, c, ...]."""
     values = {name: value.detach() for name, value in request.member(members[0]).items()}
-    with torch.enable_grad(), Watch({name: values[name] for name in plan.ruled}) as watch:
+    with torch.enable_grad(), no_recomputation(), Watch({name: values[name] for name in plan.ruled}) as watch:
         output = functional_call(request.net, {**request.buffers, **values}, (x,))
     _check(watch.calls, plan, len(x))
-    edges = [call.edge for call in watch.calls]
-    inputs = [call.x for call in watch.calls]
+    edges = [watch.calls[index].edge for index in needed]
+    inputs = [watch.calls[index].x for index in needed]
     del watch
-    return inputs, _backward(request, output, edges, [(len(x), *call.out[1:]) for call in plan.calls], plan.c)
+    shapes = [(len(x), *plan.calls[index].out[1:]) for index in needed]
+    gradients = _backward(request, output, edges, shapes, plan.c)
+    return dict(zip(needed, zip(inputs, gradients, strict=True), strict=True))
 
 
-def _together(request: Request, plan: Plan, members: Sequence[int], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _together(request: Request, plan: Plan, members: Sequence[int], x: Tensor, needed: Sequence[int]) -> _Found:
     """The same for several members: [m n, ...] and [m n, c, ...]."""
     shapes = [(len(members), len(x), *call.out[1:]) for call in plan.calls]
     dtype = next(iter(request.params.values())).dtype
@@ -72,10 +74,12 @@ def _together(request: Request, plan: Plan, members: Sequence[int], x: Tensor) -
     values = {name: value.detach() for name, value in request.params.items()}
     if list(members) != list(range(request.members)):
         values = {name: value[list(members)] for name, value in values.items()}
-    with torch.enable_grad():
+    with torch.enable_grad(), no_recomputation():
         output, inputs = torch.vmap(forward)(values, taps)
-    gradients = _backward(request, output, taps, shapes, plan.c, axis=2)
-    return [h.detach().flatten(0, 1) for h in inputs], [D.flatten(0, 1) for D in gradients]
+    own = [taps[index] for index in needed]
+    gradients = _backward(request, output, own, [shapes[index] for index in needed], plan.c, axis=2)
+    sides = ((inputs[i].detach().flatten(0, 1), D.flatten(0, 1)) for i, D in zip(needed, gradients, strict=True))
+    return dict(zip(needed, sides, strict=True))
 
 
 def _check(calls: Sequence[Call], plan: Plan, n: int) -> None:

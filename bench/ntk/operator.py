@@ -16,7 +16,9 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import BaseTorchFunctionMode
 
+from bench.ntk import jacobian
 from bench.ntk.plan import Request
+from bench.ntk.watch import no_recomputation
 from models import blocks
 
 Weights = dict[str, Tensor]
@@ -46,6 +48,7 @@ class NtkOperator:
     def device(self) -> torch.device:
         return self.x1.device
 
+    @torch.inference_mode(False)
     def matvec(self, v: Tensor) -> Tensor:
         """K v: [n2 k] -> [n1 k], or [n2 k, b] -> [n1 k, b].
 
@@ -54,6 +57,7 @@ class NtkOperator:
         """
         if v.ndim not in (1, 2) or len(v) != self.shape[1]:
             raise ValueError(f"v must have {self.shape[1]} rows, one a column of the kernel, not {list(v.shape)}.")
+        v = v.clone() if v.is_inference() else v
         columns = v.to(self.device, self.dtype).reshape(len(v), -1).T
         products = torch.stack([self._product(column) for column in columns], 1)
         return products.reshape(self.shape[0], *v.shape[1:])
@@ -96,7 +100,7 @@ class NtkOperator:
         leaves = {name: self.request.params[name][0].detach().requires_grad_() for name in self.request.trained}
 
         def gradient(part: slice) -> list[Tensor]:
-            with torch.enable_grad():
+            with torch.enable_grad(), no_recomputation():
                 output = self._forward(leaves, self.x2[part])
             return list(torch.autograd.grad(output, list(leaves.values()), seed[part], materialize_grads=True))
 
@@ -131,8 +135,14 @@ class _Push:
                 warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)  # torch's, at first use
                 change: Tensor = jvp(lambda trained: self.operator._forward(trained, x), (at,), (self.weights,))[1]
             return change
-        except NotImplementedError:
+        except NotImplementedError:  # an operation without a forward mode
+            pass
+        try:
             return self._twice_backward(at, x)
+        except RuntimeError as error:  # nor a second derivative
+            if blocks.out_of_memory(error):
+                raise
+        return self._by_gradients(at, x)
 
     def _twice_backward(self, at: Weights, x: Tensor) -> Tensor:
         """J w = d/du (J' u) . w, for operations that have no forward mode."""
@@ -146,6 +156,15 @@ class _Push:
             total = sum((g * self.weights[name]).sum() for name, g in zip(leaves, gradients, strict=True))
         assert isinstance(total, Tensor)
         return torch.autograd.grad(total, seed)[0]
+
+    def _by_gradients(self, at: Weights, x: Tensor) -> Tensor:
+        request = self.operator.request
+        fixed = {**request.buffers, **{n: value for n, value in request.member(0).items() if n not in at}}
+        found = jacobian.jacobians(request.net, at, fixed, x, lambda output: output, scalar=False)
+        return sum(
+            (J @ self.weights[name].flatten() for name, J in found.items()),
+            start=torch.zeros((), dtype=self.operator.dtype, device=x.device),
+        )
 
 
 @dataclass(frozen=True)

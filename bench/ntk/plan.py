@@ -18,8 +18,8 @@ from bench.ntk.rules import Lookup, Size
 from bench.ntk.watch import Call, Use, Watch, reached
 
 Outputs = Literal["full", "trace", "sum"] | int
-SYMMETRIC_WORK = 0.5625
-"""Of the pairs of samples, in eight strips from the diagonal on."""
+SYMMETRIC_WORK = 0.53125
+"""Of the pairs of samples, in sixteen strips from the diagonal on."""
 ELEMENTWISE = 16
 """What one multiply-and-add of an element-wise pass costs, in FLOPs of a matrix product."""
 
@@ -89,7 +89,8 @@ class Plan:
 
     @property
     def ruled(self) -> frozenset[str]:
-        return frozenset(name for part in self.parts if part.call is not None for name in part.names)
+        """Of all calls, be their parts in this plan or in another pass's."""
+        return frozenset(name for call in self.calls for name in call.names)
 
     @property
     def sampled(self) -> tuple[str, ...]:
@@ -103,6 +104,11 @@ class Plan:
     def bytes_per_sample(self) -> float:
         """Kept for each sample of one member."""
         return sum(part.bytes_per_sample for part in self.parts)
+
+    def cost_from(self, first: int) -> float:
+        """FLOPs of a sample's forward pass and of its backward passes to the output of the call ``first``."""
+        work = [2 * size.positions * size.parameters if (size := _size(call)) else 0 for call in self.calls]
+        return sum(work) + self.c * sum(work[first + 1 :])
 
     @property
     def flops(self) -> float:
@@ -187,8 +193,11 @@ def _watch(request: Request, x: Tensor) -> tuple[list[Call], set[str], Tensor, f
     values = {**request.buffers, **request.member(0), **leaves}
     saved = _Saved(len(x))
     hooks = torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor)
+    before = torch.get_rng_state()
     with torch.enable_grad(), hooks, Watch(leaves) as watch:
         output = functional_call(request.net, values, (x,))
+    if not torch.equal(before, torch.get_rng_state()):
+        raise ValueError("net draws random numbers when it is called: call net.eval().")
     unknown = watch.unexplained | reached(output, leaves) if isinstance(output, Tensor) else set()
     unknown |= {name for call in watch.calls if call.x._version != call.version for name in call.names}
     most = max((math.prod(call.out) + call.x.numel() for call in watch.calls), default=x.numel())

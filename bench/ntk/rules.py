@@ -199,7 +199,7 @@ class Elementwise(Rule):
         else:
             shape = ((1,) * (1 + len(own) - len(bias)) + tuple(bias))[1:]  # the first is the samples'
         summed = [2 + i for i, (size, entries) in enumerate(zip(shape, own, strict=True)) if size == 1 and entries != 1]
-        return (D.sum(summed) if summed else D).flatten(2)
+        return (D.sum(summed) if summed else D).reshape(*D.shape[:2], -1)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bench.ntk.forms import Kept, add_gram
+from bench.ntk.forms import Kept, gram
 from bench.ntk.layers import Layers, layers
+from bench.ntk.passes import passes
 from bench.ntk.plan import Plan, Request
 from bench.ntk.rules import Dense, Elementwise
 from models import blocks
@@ -27,6 +28,10 @@ WORKSPACE = 2**24
 """Bytes of pairs of positions that are alive at once: they are summed while in the cache."""
 STRIP = 128
 """Rows, of all outputs, below which a strip of the symmetric kernel is slower than it saves work."""
+STRIPS = 16
+"""Of the symmetric kernel, where they are no less than that."""
+TILE = 2**23
+"""Bytes of a tile, or a quarter of the kernel, above which it is no faster."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Kernel:
         shares = self.empty()
         budget = blocks.budget(self.memory, tuple(shares.values()))
         for members in self._groups(budget):
-            self._fill(tuple(share[member] for share in shares.values() for member in members), members, budget)
+            self._fill(shares, members, budget)
         return shares
 
     def _check_room(self) -> None:
@@ -126,12 +131,22 @@ class Kernel:
         n1, n2 = self.shape
         full, c = self.request.outputs == "full", self.plan.c
         dtype = next(iter(self.request.params.values())).dtype
+        layers(self.request, self.plan, [0], self.x1[:2])  # rules that do not hold are found before a file is begun
         file = blocks.File(path, (n1, c, n2, c) if full else (n1, n2), dtype, self._fingerprint())
         out = file.tensor.transpose(1, 2) if full else file.tensor
         if not file.complete:
-            self._fill((out,), [0], blocks.budget(self.memory, (self.x1[:0],)), file)
+            self._fill({"": out[None]}, [0], self._settled(file), file)
             file.finish()
         return out
+
+    def _settled(self, file: blocks.File) -> float:
+        """The budget that the file was begun with: all that decides how its tiles round follows from it."""
+        budget = file.settle("memory", blocks.budget(self.memory, (self.x1[:0],)))
+        if self.memory is not None and self.memory < budget:
+            raise ValueError(
+                f"memory must be at least {int(budget)} bytes, with which {file.path} was begun, not {self.memory}."
+            )
+        return budget
 
     def _fingerprint(self) -> str:
         """Of all that decides the kernel."""
@@ -143,36 +158,76 @@ class Kernel:
         return digest.hexdigest()
 
     def _fill(
-        self, outs: tuple[Tensor, ...], members: Sequence[int], budget: float, done: blocks.File | None = None
+        self, shares: dict[str, Tensor], members: Sequence[int], budget: float, done: blocks.File | None = None
     ) -> None:
+        """``shares``: module (or "") -> [m, n1, n2, ...] of all members."""
+        room = self._room(len(members), budget)
+        samples = len(self.x1) if self.x2 is None else sum(self.shape)
+        again = self._again(len(members) * self.plan.bytes_per_sample, room.left)
+        split = None if done is not None else passes(self.plan, samples, WHOLE * room.left / len(members), again)
+        split = [self.plan] if split is None else split
+        if self.by_layer and len(split) > 1:  # a module's weight and bias may be in different passes
+            for share in shares.values():
+                share[list(members)] = 0
+        for i, plan in enumerate(split):
+            modules = plan.modules if self.by_layer else [""]
+            outs = tuple(shares[module][member] for module in modules for member in members)
+            add = i > 0 or (self.by_layer and len(split) > 1)
+            name = "Empirical NTK" if len(split) == 1 else f"Empirical NTK, pass {i + 1} of {len(split)}"
+            mirror = self.by_layer or i == len(split) - 1
+            replace(self, plan=plan)._pass_and_fill(outs, members, budget, add, mirror, done, name)
+
+    def _pass_and_fill(
+        self, outs: tuple[Tensor, ...], members: Sequence[int], budget: float, add: bool, mirror: bool,
+        done: blocks.File | None, name: str,
+    ) -> None:  # fmt: skip
+        room = self._room(len(members), budget)
         n1, n2 = self.shape
         c = self.plan.c if self.plan.full else 1
-        parameters = sum(parameter[0].nbytes for parameter in self.request.params.values())  # their multiples
         side = len(members) * self.plan.bytes_per_sample
-        entry = len(members) * outs[0].element_size() * self._alive()
-        pair = entry + 2 * side
-        spare = budget - len(members) * parameters - 8 / 7 * pair
-        if self.memory is not None and spare < len(members) * self._pass():
-            least = budget - spare + len(members) * self._pass()
-            raise ValueError(f"memory must be at least {int(least)} bytes, for one pair of samples, not {self.memory}.")
-        chunk = max(1, min(self.chunk(len(members), budget), int(spare / (len(members) * self._pass()))))
-        left = budget - len(members) * (chunk * self._pass() + parameters)
-        workspace = min(WORKSPACE, left / 8)
-        left -= workspace
-        one = _Side(self, members, self.x1, chunk)
-        two = one if self.x2 is None else _Side(self, members, self.x2, chunk)
+        one = _Side(self, members, self.x1, room.chunk, name)
+        two = one if self.x2 is None else _Side(self, members, self.x2, room.chunk, name)
         kept = side * (n1 + (0 if two is one else n2))
-        whole = kept <= WHOLE * left and one.keep_all() and two.keep_all()
+        whole = kept <= WHOLE * room.left and one.keep_all() and (one is two or two.keep_all())
+        most = room.left - kept if whole else room.left
+        if whole:
+            most = min(most, max(TILE, sum(out.nbytes for out in outs) / 4))
         blocks.fill(
             outs,
-            lambda rows, cols: self._tile(one.rows(rows), two.columns(cols), len(members), workspace),
-            bytes_per_entry=entry,
+            lambda rows, cols: self._tile(one.layers(rows), two.layers(cols), len(members), room.workspace),
+            bytes_per_entry=len(members) * outs[0].element_size() * self._alive(),
             bytes_per_row=0.0 if whole else side,
             symmetric=self.x2 is None,
-            memory=math.ceil(max(left - (kept if whole else 0.0), pair)),
+            memory=math.ceil(max(most, room.pair)),
             least_side=-(-STRIP // c),
+            strips=STRIPS,
+            tall=not whole,
+            add=add,
+            mirror=mirror,
+            begin=None if whole else one.keep,
             done=done,
+            name=name,
         )
+
+    def _room(self, members: int, budget: float) -> _Room:
+        parameters = members * sum(parameter[0].nbytes for parameter in self.request.params.values())  # their multiples
+        item = next(iter(self.request.params.values())).element_size()
+        pair = members * (item * self._alive() + 2 * self.plan.bytes_per_sample)
+        one_pass = members * self._pass()
+        spare = budget - parameters - 8 / 7 * pair
+        if self.memory is not None and spare < one_pass:
+            least = int(budget - spare + one_pass)
+            raise ValueError(f"memory must be at least {least} bytes, for one pair of samples, not {self.memory}.")
+        chunk = max(1, min(self.chunk(members, budget), int(spare / one_pass)))
+        left = budget - chunk * one_pass - parameters
+        workspace = min(WORKSPACE, left / 8)
+        return _Room(chunk, workspace, left - workspace, pair)
+
+    def _again(self, side: float, left: float) -> float:
+        """How often a sample passes, on average, where tall tiles make their layers anew."""
+        n1, n2 = self.shape
+        strips = math.ceil(n1 * side / max(0.8 * left, side))
+        return (strips + 1) / 2 if self.x2 is None else (n1 + n2 * strips) / (n1 + n2)
 
     def _alive(self) -> float:
         """Numbers alive for each pair of samples: shares, a Gram of inputs and one of output gradients."""
@@ -190,51 +245,65 @@ class Kernel:
 
     def _matrices(self, left: Layers, right: Layers, members: int, workspace: float) -> dict[str, Tensor]:
         """Module (or "") -> [m, n1 c, n2 c] of all pairs of outputs, else [m, n1, n2]."""
-        c = self.plan.c if self.plan.full else 1
-        (n1, n2), first = (_samples(left), _samples(right)), left[0][0].tensors()[-1]
         tiles: dict[str, Tensor] = {}
         for part, ones, twos in zip(self.plan.parts, left, right, strict=True):
             name = part.module if self.by_layer else ""
-            if name not in tiles:
-                tiles[name] = first.new_zeros(members, n1 * c, n2 * c)
             for one, two in zip(ones, twos, strict=True):
-                add_gram(tiles[name], one, two, self.plan.full, workspace)
+                tiles[name] = gram(one, two, self.plan.full, workspace, tiles.get(name))
         return tiles
 
 
-class _Side:
-    """What is kept of the samples of one side: of all of them, or of the rows at hand."""
+@dataclass(frozen=True)
+class _Room:
+    """``chunk``: samples of a pass; bytes: for pairs of positions; what is ``left`` for layers and tiles; what one pair
+    of samples takes."""
 
-    def __init__(self, kernel: Kernel, members: Sequence[int], x: Tensor, chunk: int) -> None:
+    chunk: int
+    workspace: float
+    left: float
+    pair: float
+
+
+class _Side:
+    """What is kept of the samples of one side: of all of them, or of a strip of rows and the latest columns."""
+
+    def __init__(self, kernel: Kernel, members: Sequence[int], x: Tensor, chunk: int, name: str) -> None:
         self.kernel = kernel
         self.members = members
         self.x = x
         self.chunk = chunk
-        self.all: Layers | None = None
+        self.name = name
+        self._kept: tuple[slice, Layers] | None = None
         self._latest: tuple[slice, Layers] | None = None
+        self._too_many = math.inf
+
+    def keep(self, rows: slice) -> bool:
+        """Make these rows' layers, and keep them until others are kept; False: there was not the memory for it."""
+        self._kept = self._latest = None  # free them before their successor is made
+        count = rows.stop - rows.start
+        if count >= self._too_many:
+            return False
+        try:
+            self._kept = rows, self._compute(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not blocks.out_of_memory(error) or count == 1:
+                raise
+            if self._too_many == math.inf:
+                blocks.log.warning("Out of memory with the layers of %d samples: going on with fewer.", count)
+            self._too_many = count
+        return self._kept is not None
 
     def keep_all(self) -> bool:
-        """False: there was not the memory for it."""
-        if self.all is None:
-            try:
-                self.all = self._compute(slice(0, len(self.x)))
-            except (RuntimeError, MemoryError) as error:
-                if not blocks.out_of_memory(error) or len(self.x) == 1:
-                    raise
-                blocks.log.warning("Out of memory with the layers of %d samples: going on tile by tile.", len(self.x))
-        return self.all is not None
+        return self.keep(slice(0, len(self.x)))
 
-    def rows(self, rows: slice) -> Layers:
-        """Kept while the columns pass by."""
-        if self.all is None:
-            if self._latest is None or self._latest[0] != rows:
-                self._latest = None  # free it before its successor is made
-                self._latest = rows, self._compute(rows)
-            return self._latest[1]
-        return _select(self.all, rows)
-
-    def columns(self, columns: slice) -> Layers:
-        return self._compute(columns) if self.all is None else _select(self.all, columns)
+    def layers(self, part: slice) -> Layers:
+        """Of what is kept where that holds all of the part; else made of just this part, and dropped for the next."""
+        for made in (self._kept, self._latest):
+            if made is not None and made[0].start <= part.start and part.stop <= made[0].stop:
+                return _select(made[1], slice(part.start - made[0].start, part.stop - made[0].start))
+        self._latest = None
+        self._latest = part, self._compute(part)
+        return self._latest[1]
 
     def _compute(self, rows: slice) -> Layers:
         kernel = self.kernel
@@ -243,17 +312,17 @@ class _Side:
             x = self.x[rows.start + part.start : rows.start + part.stop]
             return layers(kernel.request, kernel.plan, self.members, x, into)
 
-        return _gather(rows.stop - rows.start, self.chunk, some)
+        return _gather(rows.stop - rows.start, self.chunk, some, self.name)
 
 
-def _gather(n: int, chunk: int, some: Callable[[slice, Layers | None], Layers]) -> Layers:
+def _gather(n: int, chunk: int, some: Callable[[slice, Layers | None], Layers], name: str) -> Layers:
     """Layers of n samples, ``chunk`` at a time, written into their place at once."""
     whole: Layers | None = None
 
     def placed(part: slice) -> Layers:
         return some(part, None if whole is None else _select(whole, part))
 
-    for part, found in blocks.chunks(n, chunk, placed):
+    for part, found in blocks.chunks(n, chunk, placed, f"{name}, layers"):
         if part == slice(0, n):
             return found
         if whole is None:

@@ -8,7 +8,8 @@ parameter, so that afterwards the graph leads to the parameter itself only throu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,28 @@ REARRANGE = {
 MULTIPLY = {_T.mul, torch.mul, torch.multiply, _T.multiply}
 DIVIDE = {_T.div, torch.div, _T.true_divide, torch.true_divide}
 NEGATE = {_T.neg, torch.neg}
+
+
+CHECKPOINTED = (
+    "net recomputes activations (torch.utils.checkpoint), after the call that hands it its parameters: turn that off; "
+    "memory bounds what the kernel takes."
+)
+
+
+@contextmanager
+def no_recomputation() -> Iterator[None]:
+    """For forward passes: their graph must keep all that it needs.
+
+    Raises:
+        ValueError: a network that says otherwise, by hooks on what autograd saves.
+    """
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTED):
+            yield
+    except RuntimeError as error:
+        if CHECKPOINTED in str(error):
+            raise ValueError(CHECKPOINTED) from None
+        raise
 
 
 @dataclass(frozen=True)

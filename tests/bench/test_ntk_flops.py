@@ -1,26 +1,21 @@
 """FLOPs, which unlike times are the same on every machine, against the least that the method can do."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench.ntk import empirical_ntk, explain
+from bench.ntk import empirical_ntk, explain, passes
 from models.cnn import cnn
 from models.mlp import mlp
+from tests.counted_flops import counted_flops
 
 
 def flops(net: nn.Module, x: Tensor, **options: Any) -> float:
     """Float64: there a per-sample gradient of a convolution is a matrix product, which is counted rightly."""
-
-    def in_place(out: Any, one: Any, two: Any, *rest: Any, out_shape: Any = None, **more: Any) -> int:
-        return 2 * one[0] * one[1] * one[2] * two[2]
-
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place}) as counter:
-        empirical_ntk(net.double(), x.double(), **options)
-    return float(counter.get_total_flops())
+    return counted_flops(lambda: empirical_ntk(net.double(), x.double(), **options))
 
 
 def strips(n: int, rows: int) -> float:
@@ -43,7 +38,7 @@ def test_mlp():
 def test_mlp_of_ten_outputs():
     n, c, sizes = 128, 10, ((40, 96), (96, 96), (96, 10))
     forward = sum(a * b for a, b in sizes)
-    pairs = strips(n, 16)  # 128 rows of all outputs
+    pairs = strips(n, 13)  # 128 rows of all outputs
     grams = sum(a + c**2 * b for a, b in sizes)
     least = 2 * n * (forward + c * (forward - 40 * 96)) + 2 * pairs * grams
     counted = flops(mlp(40, 96, 2, c), torch.randn(n, 40))
@@ -60,6 +55,20 @@ def test_cnn():
     least = 2 * n * (passes + gradients) + 2 * pairs * (maps + 2 * 20 + 20 + 1)
     counted = flops(cnn(3, 20, 2, 1, readout="gap", b_std=0.1), torch.randn(n, 3, size, size))
     assert 0.99 * least <= counted < 1.05 * least
+
+
+def test_passes_for_the_sake_of_memory_are_few():
+    """The layers' gradients, 11 MB in two halves, take a second forward pass; the backward passes share the way."""
+    torch.manual_seed(0)
+    n, c = 24, 10
+    net, x = cnn(3, 40, 3, c, readout="gap"), torch.randn(n, 3, 12, 12)
+    split = flops(net, x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "SMALL", math.inf)
+        together = flops(net, x)
+    forward = 2 * n * 144 * 9 * (3 * 40 + 2 * 40 * 40)
+    assert split - together == pytest.approx(forward, rel=0.01)
+    assert split < 1.1 * together
 
 
 @pytest.mark.parametrize("positions", [1, 2, 30])

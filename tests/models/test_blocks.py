@@ -1,6 +1,10 @@
+import errno
 import logging
+import os
+import resource
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -322,3 +326,89 @@ def test_chunks_say_how_far_they_are(monkeypatch, caplog) -> None:
     assert [record.message.split(",")[0] for record in caplog.records] == [
         f"Layers: {share} % of 40 samples" for share in (25, 50, 75)
     ]
+
+
+def test_a_file_for_which_there_is_no_room_is_refused(tmp_path, monkeypatch) -> None:
+    """A mapped file that runs out of disk later would end the process by a signal."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        with pytest.raises(ValueError, match=r"^The 0.008 GB of .*k.npy cannot be written: File too large.$"):
+            File(tmp_path / "k.npy", (1000, 1000), torch.float64, "one")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def full(*arguments: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(ValueError, match=r"^The 0.008 GB of .*k.npy cannot be written: No space left on device.$"):
+            File(tmp_path / "k.npy", (1000, 1000), torch.float64, "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["k.npy.json"]
+    assert File(tmp_path / "k.npy", (1000, 1000), torch.float64, "one").tensor.shape == (1000, 1000)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written: (Not a directory|File exists)"):
+        File(tmp_path / "file" / "k.npy", (10, 10), torch.float64, "one")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path, log: os.truncate(path, 500), "is damaged"),
+        (lambda path, log: path.write_bytes(b""), "is damaged"),
+        (lambda path, log: path.write_bytes(b"no array" * 20), "is damaged"),
+        (lambda path, log: np.save(path, np.zeros((9, 10))), "is damaged"),
+        (lambda path, log: log.write_text(log.read_text() + "nonsense\n"), "has a damaged list of tiles"),
+        (lambda path, log: log.write_text(log.read_text() + "7\n"), "has a damaged list of tiles"),
+        (lambda path, log: log.write_bytes(b"\xff\xfe\n"), "has a damaged list of tiles"),
+        (lambda path, log: log.write_text(""), "holds something else"),
+        (lambda path, log: log.unlink(), "holds something else"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, damage, sentence) -> None:
+    path = tmp_path / "k.npy"
+    log = tmp_path / "k.npy.json"
+    file = File(path, (10, 10), torch.float64, "one")
+    file.add(slice(0, 5), slice(0, 5))
+    del file
+    damage(path, log)
+    with pytest.raises(ValueError, match=f"{sentence}: remove it with k.npy.json, or name another file.$"):
+        File(path, (10, 10), torch.float64, "one")
+
+
+def test_what_decides_the_tiles_is_settled_once(tmp_path) -> None:
+    path = tmp_path / "k.npy"
+    file = File(path, (10, 10), torch.float64, "one")
+    assert file.settle("memory", 5) == file.settle("memory", 6) == 5
+    again = File(path, (10, 10), torch.float64, "one")
+    assert again.settle("memory", 7) == 5
+    assert again.settle("grid", [3, 4]) == [3, 4]
+
+
+def test_a_strip_begins_before_its_tiles_whatever_is_left_of_it(tmp_path) -> None:
+    matrix = _symmetric(60)
+    for stop in (0, 1, 2, 5, 9):
+        path = tmp_path / f"{stop}.npy"
+        begun: list[slice] = []
+        done = 0
+
+        def tile(rows: slice, cols: slice, stop: int = stop, begun: list[slice] = begun) -> torch.Tensor:
+            nonlocal done
+            assert begun[-1].start <= rows.start < rows.stop <= begun[-1].stop
+            if done == stop:
+                raise KeyboardInterrupt
+            done += 1
+            return matrix[rows, cols]
+
+        options = {"bytes_per_entry": 8, "bytes_per_row": 100, "memory": 6000, "symmetric": True, "tall": True}
+        file = File(path, (60, 60), torch.float64, "one")
+        with pytest.raises(KeyboardInterrupt):
+            fill(file.tensor, tile, begin=begun.append, done=file, **options)
+        done = -1000
+        file = File(path, (60, 60), torch.float64, "one")
+        fill(file.tensor, tile, begin=begun.append, done=file, **options)
+        assert torch.equal(file.tensor, matrix)
+        height = begun[0].stop
+        assert all(strip == slice(strip.start, min(strip.start + height, 60)) for strip in begun)
+        assert all(strip.start % height == 0 for strip in begun)

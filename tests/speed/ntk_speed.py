@@ -124,6 +124,12 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     }
 
 
+def measured_in_memory(seconds: dict[str, list[float]]) -> list[str]:
+    """All but floors, and torch.func's products, which keep all columns' batches: gigabytes."""
+    names = [who.split(" (")[0] for who in seconds]
+    return [who for who in names if who != "torch.func products" and not who.startswith("floor")]
+
+
 def table(results: dict[str, dict]) -> str:
     rows = [("case", "contender", "seconds", "runs", "times ours", "peak MB")]
     for case, result in results.items():
@@ -168,9 +174,7 @@ def main() -> None:
         seconds = ensemble(options.runs) if name == "ensemble" else measure(CASES[name], options.runs)
         peaks = {}
         if name != "ensemble":
-            slow = {who.split(" (")[0] for who, times in seconds.items() if statistics.median(times) > PATIENCE}
-            wanted = {"ours", "torch.func", "nngeometry"} & {who.split(" (")[0] for who in seconds} - slow
-            peaks = {which: ntk_cases.peak_bytes(CASES[name], which) for which in sorted(wanted)}
+            peaks = {which: ntk_cases.peak_bytes(CASES[name], which) for which in measured_in_memory(seconds)}
         results[name] = {"seconds": seconds, "ratios": ratios(seconds), "peak_bytes": peaks}
     print(table(results))
     if options.json:
