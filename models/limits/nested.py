@@ -59,7 +59,7 @@ def pair_maps(phi: Phi, s1: Tensor, s2: Tensor, theta: Tensor, plan: Nested) -> 
     """
     flat = [t.expand(theta.shape).reshape(-1).double() for t in (s1, s2, theta)]
     evaluations = (4 * len(plan.kinks) + 4) * (len(plan.kinks) + 4) * plan.count**2
-    size = max(1, CHUNK // evaluations)
+    size = max(1, CHUNK // evaluations)  # of pairs
     chunks = zip(*(t.split(size) for t in flat), strict=True)
     parts = [_chunk(phi, first, second, angles, plan) for first, second, angles in chunks]
     value, slope = (torch.cat([part[which] for part in parts]).to(theta).reshape(theta.shape) for which in (0, 1))

@@ -33,7 +33,8 @@ ANGLES = (16, 24, 32, 48, 64, 96, 128)  # Chebyshev points to try
 SPREADS = (8, 12, 16, 24, 32)
 PROBES = [0.03, 1.0, 3.0]  # angles at which nodes and degrees are tried
 NESTED_RADIUS = 8.0  # exp(-RADIUS^2 / 2) = 1e-14
-CHUNK = 2**21  # evaluations at a time
+CHUNK = 2**17  # evaluations at a time: arrays of 1 MB, of which some twenty live at once
+WORK = 24 * 8 * CHUNK  # bytes that quadrature takes, whatever the inputs
 
 
 def with_slope(phi: Phi, u: Tensor) -> tuple[Tensor, Tensor]:
