@@ -24,7 +24,7 @@ TILE = 256  # rows and columns whose chain of elementwise operations stays in th
 COMPILED_TILE = 512
 AT_ONCE = 2**31  # covariances of a compiled tile: some seconds
 CACHED = 2**20  # entries of a tile of images, beyond one pair
-LIVE = 12  # tensors of a tile's size alive at once, at most
+LIVE = 14  # tensors of a tile's size alive at once, at most
 
 PLAIN = (bool, int, float, str, tuple)  # settings of a module
 
@@ -45,6 +45,14 @@ class _Plan(NamedTuple):
     bytes_per_row: float
     side: int
     error: float
+    fixed: int = 0  # bytes besides the tile
+
+    def left(self, memory: int | None) -> int | None:
+        """Of the budget for the tiles; one entry always, if the budget has room for that alone."""
+        if memory is None:
+            return None
+        entry = math.ceil(self.bytes_per_entry + 2 * self.bytes_per_row)
+        return max(memory - self.fixed, min(memory, entry))
 
 
 class InfiniteWidth:
@@ -100,7 +108,8 @@ class InfiniteWidth:
         if fast is None:
             walk = Walk(self.program, x1, x2, memory)
             side = max(1, min(TILE, int((CACHED / entries) ** 0.5)))
-            return _Plan(walk.tile, float(LIVE * x1.element_size() * entries), 0.0, side, walk.error())
+            entry = float(LIVE * x1.element_size() * entries)
+            return _Plan(walk.tile, entry, walk.bytes_per_input(), side, walk.error(), walk.fixed_bytes())
         side = min(COMPILED_TILE, 16 * math.ceil((AT_ONCE / entries) ** 0.5 / 16))
         return _Plan(fast.tile, fast.bytes_per_pair(), fast.bytes_per_image(), side, 0.0)
 
@@ -119,7 +128,7 @@ class InfiniteWidth:
             bytes_per_entry=plan.bytes_per_entry,
             bytes_per_row=plan.bytes_per_row,
             symmetric=symmetric,
-            memory=memory,
+            memory=plan.left(memory),
             max_side=plan.side,
             done=done,
             name="Infinite-width kernels",

@@ -31,29 +31,44 @@ class Own:
     )  # NNGP and NTK [n, *positions] at equal ones
     means: dict[Step, Tensor] = field(default_factory=dict)  # E[h] [n, *positions], of what is not centred
     mixings: dict[Step, Tensor] = field(default_factory=dict)  # weights of attention [n, to, from], or [1, to, from]
+    weights_bytes: int = 0  # of one input's weights, where they were too large to be kept
+
+    def nbytes(self) -> int:
+        """What is kept of all inputs."""
+        kept = [t for pair in self.kernels.values() for t in pair]
+        return sum(t.nbytes for t in (*kept, *self.means.values(), *self.mixings.values()))
 
 
-def own_kernels(program: Program, features: dict[Step, Features], x: Tensor, memos: Memos, memory: int) -> Own:
+def own_kernels(
+    program: Program, features: dict[Step, Features], x: Tensor, memos: Memos, memory: int, keep: int
+) -> Own:
     """Everything that is read of inputs x [n, ...] alone.
 
     Where pooling comes before a nonlinearity, or attention, covariances between positions are needed on the way, of as
-    many inputs at a time as `memory` bytes allow.
+    many inputs at a time as `memory` bytes allow. Weights of attention that differ between inputs are left out where
+    they take more than `keep` bytes.
     """
     levels = needs(program.steps, read_alone(program.steps))
     n = chunk = len(x)
     if FULL in levels.values():
         positions = max(math.prod(f.space) for f in features.values())
         chunk = max(1, min(n, int(memory / (2 * LIVE * x.element_size() * positions**2))))
-    parts = []
+    shared = {s: s.weights is not None and alike(program, s.weights) for s in program.steps}
+    parts: list[Own] = []
+    each = 0  # bytes
     for start in range(0, n, chunk):
         cut = slice(start, min(start + chunk, n))
-        parts.append(_Pass(program, levels, memos, x[cut]).run({s: f.rows(cut) for s, f in features.items()}))
+        part = _Pass(program, levels, memos, x[cut]).run({s: f.rows(cut) for s, f in features.items()})
+        each = sum(w[0].nbytes for s, w in part.mixings.items() if not shared[s])
+        if each * n > keep:
+            part = replace(part, mixings={s: w for s, w in part.mixings.items() if shared[s]})
+        parts.append(part)
     first = parts[0]
-    shared = {s: s.weights is not None and alike(program, s.weights) for s in first.mixings}
     return Own(
         {s: (_cat([p.kernels[s][0] for p in parts]), _cat([p.kernels[s][1] for p in parts])) for s in first.kernels},
         {s: _cat([p.means[s] for p in parts]) for s in first.means},
         {s: w if shared[s] else _cat([p.mixings[s] for p in parts]) for s, w in first.mixings.items()},
+        each if each * n > keep else 0,
     )
 
 
@@ -78,6 +93,10 @@ def call(step: Step, args: list[Kernels]) -> Kernels:
         raise NoInfiniteWidthLimit(f"{step.label}: {error}.") from None
 
 
+def _read_by(step: Step) -> tuple[Step, ...]:
+    return (*step.args, *(step.weights.reads if step.weights is not None else ()))
+
+
 class _Pass:
     """One pass over the steps with some inputs."""
 
@@ -94,17 +113,19 @@ class _Pass:
         wanted |= {
             s for s in self.program.steps if (s.variances or s.own or s.weights) and all(a in wanted for a in s.args)
         }
+        last = {read: step for step in self.program.steps for read in (step, *_read_by(step))}
         for step in self.program.steps:
             if step.weights is not None:
                 self.mixings[step] = self._weights(step)
-            if step not in wanted:
-                continue
-            if step.apply is None:
+            if step in wanted and step.apply is None:
                 self.equal[step], full = own_gram(features[step], self.levels[step] == FULL)
                 if full is not None:
                     self.full[step] = full
-            else:
+            elif step in wanted:
                 self._take(step)
+            for read in (step, *_read_by(step)):
+                if last[read] is step:
+                    self.full.pop(read, None)
         return Own(
             {step: (k.nngp, k.ntk) for step, k in self.equal.items()},
             {step: k.mean for step, k in self.equal.items() if k.mean is not None},
@@ -129,7 +150,8 @@ class _Pass:
             k = replace(k, nngp=nngp, ntk=ntk)
         self.full[step] = k
         if step.mixes:
-            self.equal[step] = replace(k.at_equal_positions(), diagonal=True)
+            own = k.at_equal_positions()  # a view, which would keep all of it
+            self.equal[step] = replace(own, nngp=own.nngp.clone(), ntk=own.ntk.clone(), diagonal=True)
 
     def _mean(self, step: Step, args: list[Kernels], result: Kernels) -> Kernels:
         """The result with its mean, if anything asks for it and the rule has said what it does to means."""

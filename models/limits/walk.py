@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +13,15 @@ from torch import Tensor
 from models.limits.features import channels, gram, joined, lift
 from models.limits.graph import EQUAL, FULL, NONE, Step, needs
 from models.limits.own import call, own_kernels
+from models.limits.quadrature import WORK
 from models.limits.state import Kernels, NoInfiniteWidthLimit, equal_positions
 from models.limits.trace import Program
 
 KEPT = 2**25 - 2**16  # bytes, just below what glibc's threshold can grow to
 SHARE = 2**28  # bytes of the variances' pass where no budget is given
+KEEP = 2**30  # and of attention's weights
+
+Cut = tuple[int, int]
 
 
 class Walk:
@@ -34,7 +39,10 @@ class Walk:
         self.largest = 1
         both = self.left if x2 is None else {step: joined(self.left[step], self.right[step]) for step in self.left}
         x = x1 if x2 is None else torch.cat([x1, x2])
-        self.own = own_kernels(program, both, x, self.memos, memory or SHARE)
+        self.program, self.both, self.x = program, both, x
+        self.share = (memory or 2 * SHARE) // 2
+        self.own = own_kernels(program, both, x, self.memos, self.share, memory // 4 if memory else KEEP)
+        self._weights: dict[str, tuple[Cut, dict[Step, Tensor]]] = {}  # the latest of rows and of columns
         self.tile(slice(0, 1), slice(0, 1))  # one pair finds what does not fit, and how large a pair is
 
     def error(self) -> float:
@@ -45,11 +53,21 @@ class Walk:
         """The largest number of covariances of one pair of inputs that any step holds."""
         return self.largest
 
+    def fixed_bytes(self) -> int:
+        """Memory that is taken whatever the tile: what is kept of all inputs, and nodes of quadrature."""
+        features = {id(f.values): f.values.nbytes for side in (self.left, self.right, self.both) for f in side.values()}
+        return self.own.nbytes() + sum(features.values()) + (WORK if self.error() > 0 else 0)
+
+    def bytes_per_input(self) -> float:
+        """Memory that a row or column of a tile takes: weights of attention that are not kept."""
+        return 2.0 * self.own.weights_bytes
+
     def tile(self, rows: slice, cols: slice) -> tuple[Tensor, Tensor]:
         """Kernels [rows, cols] of the output."""
         shift = 0 if self.symmetric else self.n1
         second = slice(cols.start + shift, cols.stop + shift)
         same = self.symmetric and rows.start == cols.start
+        mixings = self._mixings("rows", rows), self._mixings("cols", second)
         values: dict[Step, Kernels] = {}
         users = _uses(self.steps, self.levels)
         for step in self.steps:
@@ -58,7 +76,7 @@ class Walk:
             if step.apply is None:
                 values[step] = self._input_tile(step, rows, cols, same)
             else:
-                args = [self._arg(step, arg, values[arg], rows, second) for arg in step.args]
+                args = [self._arg(step, arg, values[arg], rows, second, mixings) for arg in step.args]
                 values[step] = self._fix(step, call(step, args), rows, same)
             self.largest = max(self.largest, math.prod(values[step].nngp.shape[2:]))
             _release(values, users, step)
@@ -84,7 +102,27 @@ class Walk:
             return k
         return k.at_equal_positions()
 
-    def _arg(self, step: Step, arg: Step, k: Kernels, rows: slice, second: slice) -> Kernels:
+    def _mixings(self, side: str, cut: slice) -> dict[Step, Tensor]:
+        """Weights of attention of some inputs: those kept, or made again for them, once for tiles side by side."""
+        if not self.own.weights_bytes:
+            return {s: w if len(w) == 1 else w[cut] for s, w in self.own.mixings.items()}
+        which = cut.start, cut.stop
+        if side not in self._weights or self._weights[side][0] != which:
+            self._weights.pop(side, None)
+            few = {step: f.rows(cut) for step, f in self.both.items()}
+            made = own_kernels(self.program, few, self.x[cut], self.memos, self.share, sys.maxsize)
+            self._weights[side] = which, made.mixings
+        return self._weights[side][1]
+
+    def _arg(
+        self,
+        step: Step,
+        arg: Step,
+        k: Kernels,
+        rows: slice,
+        second: slice,
+        mixings: tuple[dict[Step, Tensor], dict[Step, Tensor]],
+    ) -> Kernels:
         """What a step's rule gets: the kernels of its argument, and what it reads of each input alone."""
 
         def both(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,8 +133,7 @@ class Walk:
         means = both(self.own.means[arg]) if step.means and arg in self.own.means else None
         mixing = None
         if step.weights is not None:
-            weights = self.own.mixings[step]
-            first, other = (weights if len(weights) == 1 else weights[cut] for cut in (rows, second))
+            first, other = (side[step] for side in mixings)
             mixing = first[:, None], other[None]
         return replace(k, variances=variances, means=means, mixing=mixing)
 

@@ -62,7 +62,7 @@ def _relu_in_digits(kxx, kxy, kyy):
 @pytest.mark.parametrize("depth", range(21))
 def test_relu_of_every_depth(depth) -> None:
     x1, x2 = vectors(3), vectors(4)
-    x2[0] = 1.5 * x1[1]  # a correlation of 1
+    x2[0] = 1.5 * x1[1]  # near a correlation of 1
     net = mlp(5, 4, depth, 1, "relu", w_std=1.3, b_std=0.2, readout_w_std=0.8, readout_b_std=0.5)
     with mpmath.workdps(40):
         digits = [np.vectorize(mpmath.mpf, otypes=[object])(x.numpy()) for x in (x1, x2)]
@@ -70,7 +70,6 @@ def test_relu_of_every_depth(depth) -> None:
         stds = (w, b, v, a) if depth else (v, a, 0, 0)
         expected = recursion(_relu_in_digits, *digits, depth, *stds)
     for found, exact in zip(infinite_width(net)(x1, x2)[:2], expected, strict=True):
-        # Equal directions stay equal up to roundings r of the cosine, and the NTK sees sqrt(2 r) of an angle a layer.
         np.testing.assert_allclose(found.numpy(), exact.astype(float), rtol=CLOSED)
     assert infinite_width(net)(x1, x2).error == 0.0
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from models.attention import SelfAttention
 from models.layers import Conv2d, Linear
 from models.limits import NoInfiniteWidthLimit, check_rule, infinite_width
+from models.limits.infinite import LIVE
 from tests.one_device import OneDevice
 
 TOKENS = 4
@@ -234,7 +235,7 @@ def test_symmetric_tiled_and_on_one_device(function) -> None:
     rows, phi = (3, nn.Identity()) if function is graph else (TOKENS, nn.ReLU())
     net = nn.Sequential(Linear(3, 9), Written(function, 9), phi, nn.Flatten(), Linear(rows * 9, 1)).double()
     limit = infinite_width(net)
-    whole, cross, tiled = limit(x), limit(x, x.clone()), limit(x, memory=12 * 8 * TOKENS**4)
+    whole, cross, tiled = limit(x), limit(x, x.clone()), limit(x, memory=LIVE * 8 * TOKENS**4)
     for kernel, other, parts in zip(whole[:2], cross[:2], tiled[:2], strict=True):
         assert torch.equal(kernel, kernel.T)
         # arccos of nearly equal tokens in the cross case

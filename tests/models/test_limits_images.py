@@ -15,6 +15,7 @@ from models.activations import Erf
 from models.cnn import cnn
 from models.layers import Conv2d, Linear
 from models.limits import NoInfiniteWidthLimit, infinite_width
+from models.limits.infinite import LIVE
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +225,7 @@ def test_memory_budget_and_tiles_do_not_show() -> None:
     )
     x1, x2 = images(5, 2, 6, 4), images(4, 2, 6, 4)
     f = infinite_width(net)
-    for one, two in ((f(x1, x2), f(x1, x2, memory=12 * 8 * 24**2)), (f(x1), f(x1, memory=12 * 8 * 24**2))):
+    for one, two in ((f(x1, x2), f(x1, x2, memory=LIVE * 8 * 24**2)), (f(x1), f(x1, memory=LIVE * 8 * 24**2))):
         # Tables of other ranges of variances: equal to their stated error.
         torch.testing.assert_close(one.nngp, two.nngp, rtol=1e-9, atol=0)
         torch.testing.assert_close(one.ntk, two.ntk, rtol=1e-9, atol=0)
