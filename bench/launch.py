@@ -32,8 +32,8 @@ def launch(
     what has not ended is then handed over again, and the cells that were at work when it died run one by one after
     all others. One that dies alone has failed, and its record says so.
 
-    SIGTERM is handed on to the workers of joblib and Ray: they write the state of what they are at, and no cell is
-    begun any more. (Slurm's jobs are not ours to end.)
+    SIGTERM, to the command or to one of them, is handed on to all workers of joblib and Ray: they write the state of
+    what they are at, and no cell is begun any more. (Slurm's jobs are not ours to end.)
 
     Args:
         overrides: of the whole sweep.
@@ -159,7 +159,7 @@ def _handing_on(stop: Path) -> Iterator[None]:
         yield
         return
     os.environ[progress.STOP] = str(stop)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.touch())
+    before = signal.signal(signal.SIGTERM, lambda number, frame: progress.stop_all())
     try:
         yield
     finally:

@@ -31,6 +31,14 @@ def stopping() -> bool:
     return bool(os.environ.get(STOP)) and os.path.exists(os.environ[STOP])
 
 
+def stop_all() -> bool:
+    """Ask all workers of the command that this process works for; False where it has none."""
+    if not os.environ.get(STOP):
+        return False
+    Path(os.environ[STOP]).touch()
+    return True
+
+
 def asked_to_stop() -> Callable[[], bool]:
     """``stopping`` for whoever asks all the time: the disk is looked at every ``SECONDS`` only."""
     last, found = -SECONDS, False

@@ -166,7 +166,7 @@ def _run(config: DictConfig, cell: study.Cell, folder: Path, started: float) -> 
         seconds["tracking"] = live + time.process_time() - begun
     except Interrupted:
         tracker.finish(record)
-        if progress.STOP not in os.environ:  # in a worker, it would end the others before their states are written
+        if not progress.stop_all():  # of a launcher's workers, one that ends takes the others with it at once
             raise
     except Exception as error:  # one cell's failure must not end the sweep
         reason = " ".join(f"{type(error).__name__}: {error}".split())

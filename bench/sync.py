@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import store
 from bench.arguments import settings
-from bench.tracking import logged_in
+from bench.tracking import is_whole, logged_in
 
 _DEFAULTS = {"runs": "runs", "entity": "", "project": ""}
 _USE = "use python -m bench.sync [runs=DIR] [entity=NAME] [project=NAME]"
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str]) -> int:
             before += 1
         elif store.held(file.parents[2]):
             print(f"{file.parents[2].name}: another process is at work on it; later.")
+            failed += 1
+        elif not is_whole(file.parents[2]):
+            print(f"{file.parents[2].name}: its process was killed; run it again first.")
             failed += 1
         elif problem := _send(command, options, file):
             print(f"{file.parents[2].name}: not sent: {problem}")

@@ -12,6 +12,8 @@ import logging
 import math
 import netrc
 import os
+import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,17 +70,29 @@ def is_tracked(mode: str, folder: Path) -> bool:
     return mode == "disabled" or Rows(folder).ended
 
 
-class Rows:
-    """What was handed to W&B of one cell, by whatever process: a line a row of its history, written before the row is.
+def is_whole(folder: Path) -> bool:
+    """Whether no process was killed while it tracked the cell: what is there may be sent."""
+    return Rows(folder).closed
 
-    So a process that takes a cell up goes on with the next step, and repeats nothing; a row that was on its way to W&B
-    when its process was killed may be lost, never doubled.
+
+class Rows:
+    """The rows of one cell's history, by whatever process: a line each, on disk before W&B is handed the row.
+
+    W&B keeps an offline run in memory by blocks of 32 KB: a process that is killed leaves little of it. So what takes
+    the cell up logs these rows again, in place of the file that the killed one left; but never those of a file that was
+    sent. No step is used twice.
+
+    Attributes:
+        step: the next one.
+        closed: the last file of W&B's is whole. ``ended``: and with it everything of the record.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FOLDER / "rows.jsonl"
         self.step = 0
-        self.ended = False
+        self.closed = self.ended = False
+        self._rows: dict[int, Mapping[str, float]] = {}
+        self._files: list[tuple[str, int]] = []
         self._seen: dict[str, float] = {}
         self._curves: dict[str, int] = {}
         with contextlib.suppress(OSError):
@@ -86,32 +100,50 @@ class Rows:
                 with contextlib.suppress(ValueError):  # half a line of a process that was killed
                     self._take(json.loads(line))
 
-    def live(self, rows: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, Mapping[str, float]], int]:
-        """Of these rows, by member, those of training steps beyond the last handed over; and the step of W&B's."""
+    def live(self, rows: Mapping[str, Mapping[str, float]]) -> tuple[int, Mapping[str, float]] | None:
+        """A row of what is new: of the members' training steps beyond the last that was handed over."""
         new = {name: row for name, row in rows.items() if row["steps"] > self._seen.get(name, -1.0)}
-        return new, self.take(seen={name: row["steps"] for name, row in new.items()}) if new else self.step
+        if not new:
+            return None
+        row = {f"live/{name}/{key}": value for name, part in new.items() for key, value in part.items()}
+        row["_timestamp"] = time.time()
+        return self._add(row, seen={name: part["steps"] for name, part in new.items()})
 
-    def curves(self, rows: Sequence[Mapping[str, float]]) -> Iterator[tuple[Mapping[str, float], int]]:
-        """The rows of a record's curves that were not handed over, each with its step."""
+    def curves(self, rows: Sequence[Mapping[str, float]]) -> Iterator[tuple[int, Mapping[str, float]]]:
+        """The rows of a record's curves that were not handed over."""
         key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:10]
         for place in range(self._curves.get(key, 0), len(rows)):
-            yield rows[place], self.take(curve=key, place=place)
+            yield self._add(rows[place], curve=key, place=place)
 
-    def take(self, **what: Any) -> int:
-        """The next step, which is used herewith."""
+    def table(self) -> int:
+        """The step of what is logged besides rows."""
+        return self._add({})[0]
+
+    def begin(self, file: str, sent: Callable[[str], bool]) -> list[tuple[int, Mapping[str, float]]]:
+        """The rows that a new file of W&B's repeats: all beyond those of the files that were sent."""
+        ends = [begun for _, begun in self._files[1:]] + [self.step]
+        first = max((end for (name, _), end in zip(self._files, ends, strict=False) if sent(name)), default=0)
+        self._write({"file": file})
+        return [(step, row) for step, row in self._rows.items() if step >= first and row]
+
+    def close(self, ended: bool) -> None:
+        self._write({"closed": True, "ended": ended})
+
+    def _add(self, row: Mapping[str, float], **what: Any) -> tuple[int, Mapping[str, float]]:
         step = self.step
-        self._write({"step": step, **what})
-        return step
-
-    def end(self) -> None:
-        self.take(ended=True)
+        self._write({"step": step, "row": row, **what})
+        return step, row
 
     def _take(self, line: Mapping[str, Any]) -> None:
-        self.step = int(line["step"]) + 1
+        if "step" in line:
+            self.step = int(line["step"]) + 1
+            self._rows[int(line["step"])] = line["row"]
         self._seen |= line.get("seen", {})
         if "curve" in line:
             self._curves[line["curve"]] = line["place"] + 1
-        self.ended = bool(line.get("ended"))
+        if "file" in line:
+            self._files.append((line["file"], self.step))
+        self.closed, self.ended = bool(line.get("closed")), bool(line.get("ended"))
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,24 +219,24 @@ class Tracker:
                 self._end(1)
 
     def _live(self, rows: Mapping[str, Mapping[str, float]]) -> None:
-        new, step = self._rows.live(rows)
-        if not new:
-            return
-        run = self._begun()
-        for member in sorted(new.keys() - self._members):
-            run.define_metric(f"live/{member}/*", step_metric=f"live/{member}/time")
-        self._members |= new.keys()
-        run.log({f"live/{name}/{key}": v for name, row in new.items() for key, v in row.items()}, step=step)
+        self._begun()
+        if new := self._rows.live(rows):
+            self._log(*new)
+
+    def _log(self, step: int, row: Mapping[str, float]) -> None:
+        for member in sorted({key.split("/")[1] for key in row if key.startswith("live/")} - self._members):
+            self._run.define_metric(f"live/{member}/*", step_metric=f"live/{member}/time")
+            self._members.add(member)
+        self._run.log(dict(row), step=step)
 
     def _complete(self, record: Record) -> None:
         run = self._begun()
         run.config.update({"card": dict(record.card)}, allow_val_change=True)
-        for row, step in self._rows.curves(history(record)):
-            run.log(row, step=step)
-        run.log(_tables(record), step=self._rows.take())
+        for step, row in self._rows.curves(history(record)):
+            self._log(step, row)
+        run.log(_tables(record), step=self._rows.table())
         run.summary.update({"status": record.status, "reason": record.reason, **summary(record)})
-        self._end(0 if record.status == "done" else 1)
-        self._rows.end()
+        self._end(0 if record.status == "done" else 1, ended=True)
 
     def _close(self, record: Record) -> None:
         run = self._begun()
@@ -228,13 +260,27 @@ class Tracker:
                                    **self._identity)  # fmt: skip
             self._run.define_metric(TIME, hidden=True)
             self._run.define_metric("training/*", step_metric=TIME)
+            self._repeat()
         return self._run
 
-    def _end(self, exit_code: int) -> None:
+    def _repeat(self) -> None:
+        """Log again what earlier processes logged offline and nobody sent, and drop their files."""
+        own = Path(self._run.dir).parent
+        earlier = {path.name: path for path in own.parent.glob("offline-run-*") if path != own}
+        sent = {name for name, path in earlier.items() if any(path.glob("*.synced"))}
+        rows = self._rows.begin(own.name, sent.__contains__)
+        if self._mode == "offline":
+            for step, row in rows:
+                self._log(step, row)
+            for name in earlier.keys() - sent:
+                shutil.rmtree(earlier[name], ignore_errors=True)
+
+    def _end(self, exit_code: int, ended: bool = False) -> None:
         run, self._run = self._run, None
         try:
             if run is not None:
                 run.finish(exit_code=exit_code)
+                self._rows.close(ended)
         finally:
             self._place.close()
 

@@ -44,8 +44,8 @@ def study_page(record: Record) -> str:
     card, panels = record.card, record.card["panels"]
     seconds = f" It took {number(float(card['seconds']))} CPU seconds." if "seconds" in card else ""
     introduction = markup.paragraph(card["text"]) + markup.paragraph(
-        "Lines: theory. Circles: kernel regression. Diamonds, dashed: trained networks. Error bars: one standard error "
-        "over the seeds, whose number is in brackets in the tables." + seconds
+        "Lines: theory, or a fit. Circles: kernel regression. Diamonds, dashed: trained networks. Error bars: one "
+        "standard error over the seeds, whose number is in brackets in the tables." + seconds
     )
     with styled():
         sections = [("pictures", "Pictures", _pictures(record, panels))]
@@ -94,9 +94,9 @@ def _draw(axes: Axes, record: Record, panel: Json) -> None:
                 error = error / (np.log(10) * np.abs(mean))
                 mean = np.where(mean > 0, np.log10(np.abs(mean)), np.nan)
         seen.append(mean)
-        if curve["kind"] in ("theory", "reference"):
-            axes.plot(places, mean, color=colour if curve["kind"] == "theory" else "#999999",
-                      linewidth=1.3 if curve["kind"] == "theory" else 0.8)  # fmt: skip
+        if curve["kind"] in ("theory", "fit", "reference"):
+            axes.plot(places, mean, color="#999999" if curve["kind"] == "reference" else colour,
+                      linewidth=0.8 if curve["kind"] == "reference" else 1.3)  # fmt: skip
         else:
             style = "dashed" if curve["kind"] == "network" else "none"
             axes.plot(places, mean, color=colour, marker=MARKERS[curve["kind"]], markersize=3.2, linestyle=style,
@@ -142,7 +142,7 @@ def _table(record: Record, panel: Json) -> str:
                 text += f" ± {number(float(error[i]), float(error[i]))} ({count})"
             cells.append(text)
         rows.append([f"{place:g}", *cells])
-    kinds = {"theory": "theory", "kernel": "kernel", "network": "network", "reference": "reference"}
+    kinds = {"theory": "theory", "fit": "fit", "kernel": "kernel", "network": "network", "reference": "reference"}
     head = [escape(panel["x_label"]), *(f"{escape(c['label'])}, {kinds[c['kind']]}" for c in panel["curves"])]
     return f"<h3>{escape(panel['title'])}: {escape(panel['y_label'])}</h3>\n" + markup.table(head, rows)
 

@@ -184,7 +184,7 @@ def _page(settings: BiasVariance) -> dict[str, Any]:
     whole, inits = ("test_error", "bias", "variance_data"), ("variance_init", "variance_both")
 
     def curves(names: tuple[str, ...]) -> tuple[Curve, ...]:
-        pairs = ((Curve(shown[n], n, "network"), Curve(shown[n], f"fit_{n}", "theory")) for n in names)
+        pairs = ((Curve(shown[n], n, "network"), Curve(shown[n], f"fit_{n}", "fit")) for n in names)
         return tuple(curve for pair in pairs for curve in pair)
 
     x = ("widths", "width", "relative to mean y²")
@@ -192,7 +192,7 @@ def _page(settings: BiasVariance) -> dict[str, Any]:
     panels = (
         Panel("Error, bias and variance over data", *x, curves(whole), True),
         Panel("Variance over inits, and over both", *x, curves(inits), True),
-        Panel(f"Squared distance to width {settings.widths[-1]}", *x, apart, True, True),
+        Panel(f"Squared distance to width {settings.widths[-1]}", *x, apart, True),
     )
     text = (
         f"Networks (richness {settings.richness}) on {settings.n_train} points of {settings.task}: {settings.draws} "

@@ -10,8 +10,9 @@ import numpy as np
 from bench import store
 from bench.record import Score, summarise
 
-Kind = Literal["theory", "kernel", "network", "reference"]
-"""How a curve is drawn: a line for theory, dots with error bars for what was measured, a thin line as reference."""
+Kind = Literal["theory", "fit", "kernel", "network", "reference"]
+"""How a curve is drawn: a line for theory or a fit, dots with error bars for what was measured, a thin line as
+reference."""
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from bench.compare import (
     Comparison,
     Empirical,
     Features,
+    Flows,
     InfiniteWidth,
     Linearised,
+    Margin,
     Motion,
     Networks,
     Rivals,
@@ -24,12 +27,13 @@ from bench.studies.named import make, shapes_of
 from bench.studies.study import result
 from bench.train import Trainer
 from bench.trained import Member, Trained, seed_of
+from tasks.task import Task
 
 COMPARISONS: Mapping[str, Comparison] = {
     comparison.name: comparison
     for comparison in (
         Empirical("after"), Empirical("initial"), InfiniteWidth(), Rivals(), Linearised(), Features(), Motion(),
-        Networks(), Trajectory(),
+        Networks(), Trajectory(), Margin(), Flows(),
     )
 }  # fmt: skip
 
@@ -51,6 +55,8 @@ class ScoredNetworks:
         trainer: what differs from ``Trainer``'s defaults.
         compare: names of the comparisons to ask, see ``COMPARISONS``.
         inits: networks a seed; a seed is a data draw.
+        codes: several classes are coded by random signs, as many outputs as classes, in place of one-hot: "balanced",
+            half of them of either kind, so that they sum to zero as centred one-hot labels do, or "independent".
     """
 
     task: str
@@ -62,6 +68,7 @@ class ScoredNetworks:
     depth: int = 1
     activation: str = "relu"
     inits: int = 1
+    codes: Literal["", "balanced", "independent"] = ""
 
 
 def scored_networks(settings: ScoredNetworks) -> Record:
@@ -91,6 +98,11 @@ def train(settings: ScoredNetworks) -> Trained:
     """The networks of these settings, seed by seed."""
     tasks = [make("task", settings.task, **{**settings.task_settings, "seed": seed_of("data", seed)})
              for seed in settings.seeds]  # fmt: skip
+    if settings.codes:
+        tasks = [
+            _coded(task, settings.codes, seed_of("codes", seed))
+            for task, seed in zip(tasks, settings.seeds, strict=True)
+        ]
     chosen = {"width": settings.width, "depth": settings.depth, "activation": settings.activation}
     net = make("model", "mlp", shapes_of(tasks[0]), **chosen, **scales(settings.activation))
     members = [
@@ -99,3 +111,15 @@ def train(settings: ScoredNetworks) -> Trained:
         for init in range(settings.inits)
     ]
     return Trainer(**settings.trainer).fit(net, tasks, members)
+
+
+def _coded(task: Task, codes: str, seed: int) -> Task:
+    """One-hot labels of c classes -> the classes' codes, c signs each."""
+    c, generator = task.outputs, torch.Generator().manual_seed(seed)
+    if codes == "balanced":
+        signs = torch.arange(c) % 2
+        rows = torch.stack([signs[torch.randperm(c, generator=generator)] for _ in range(c)])
+    else:
+        rows = torch.randint(2, (c, c), generator=generator)
+    rows = rows * 2.0 - 1
+    return replace(task, y_train=rows[task.y_train.argmax(1)], y_test=rows[task.y_test.argmax(1)])

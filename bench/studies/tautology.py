@@ -20,11 +20,14 @@ class Tautology:
     """Settings: one network a seed, staircase, 256 points, richness 3."""
 
     seeds: tuple[int, ...] = tuple(range(4))
+    width: int = 256
 
 
 def tautology(settings: Tautology) -> Record:
     """R2 to the network of an unrelated Laplace kernel, [seeds]: on base f_T (``trained``) and on base ``zero``."""
-    trained = train(ScoredNetworks("staircase", 256, {"richness": 3.0}, (), settings.seeds, {"n_train": 256}))
+    trained = train(
+        ScoredNetworks("staircase", settings.width, {"richness": 3.0}, (), settings.seeds, {"n_train": 256})
+    )
     rows = []
     for i in range(len(settings.seeds)):
         task, network = trained.task(i), network_outputs(trained, i)

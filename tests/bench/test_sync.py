@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import store, sync
+from bench.tracking import Rows
 
 STUB = """#!{python}
 import sys
@@ -25,6 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three cells, the second without W&B, the third taken up again; and a ``wandb`` that writes what it is told."""
     for cell, run in (("a", "offline-run-1-aa"), ("c", "offline-run-1-cc"), ("c", "offline-run-2-cc")):
         store.write_bytes(tmp_path / "runs" / cell / "wandb" / run / f"run-{run[-2:]}.wandb", b":W&B")
+        Rows(tmp_path / "runs" / cell).close(ended=True)
     store.write_text(tmp_path / "runs" / "b" / "record.json", "{}")
     stub = tmp_path / "bin" / "wandb"
     log, broken = str(tmp_path / "log"), str(tmp_path / "broken")
@@ -76,6 +78,13 @@ def test_a_cell_at_work_is_left_for_later(place, capsys):
     with store.lock(place / "runs" / "a"):
         assert sync.main(["runs=runs"]) == 1
     assert "a: another process is at work on it" in capsys.readouterr().out
+    assert not any("runs/a/" in call for call in calls(place))
+
+
+def test_what_a_killed_process_left_is_not_sent(place, capsys):
+    Rows(place / "runs" / "a").table()
+    assert sync.main([]) == 1
+    assert "a: its process was killed; run it again first." in capsys.readouterr().out
     assert not any("runs/a/" in call for call in calls(place))
 
 

@@ -116,7 +116,8 @@ def test_offline_run_holds_identity_and_config(offline: dict[str, Any]) -> None:
     run = next(r.run for r in offline["records"] if r.WhichOneof("record_type") == "run")
     assert (run.run_id, run.project, run.run_group, run.display_name) == (
         "abc123", "p", "after_kernel", "staircase-mlp-w8-abc")  # fmt: skip
-    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    updates = [run.config, *(r.config for r in offline["records"] if r.WhichOneof("record_type") == "config")]
+    config = {item.key: json.loads(item.value_json) for config in updates for item in config.update}
     assert config["trainer"] == {"step": 1.5}
     assert config["card"]["width"] == 8
 
@@ -152,24 +153,35 @@ def test_offline_run_holds_the_summary(offline: dict[str, Any]) -> None:
 def test_what_was_handed_over_is_not_handed_over_again(tmp_path: Path) -> None:
     """By one process, which dies while it writes; then by two more."""
     first = tracking.Rows(tmp_path)
-    assert first.live({"a": {"steps": 0.0}, "b": {"steps": 0.0}})[1] == 0
-    assert first.live({"a": {"steps": 5.0}})[1] == 1
+    assert first.begin("one", lambda name: False) == []
+    assert step_of(first.live({"a": {"steps": 0.0}, "b": {"steps": 0.0}})) == 0
+    assert step_of(first.live({"a": {"steps": 5.0}})) == 1
     with first.path.open("a") as file:
-        file.write('{"step": 2, "se')
+        file.write('{"step": 2, "ro')
     second = tracking.Rows(tmp_path)
-    new, step = second.live({"a": {"steps": 5.0}, "b": {"steps": 3.0}})
-    assert (list(new), step) == (["b"], 2)
-    assert second.live({"a": {"steps": 4.0}, "b": {"steps": 3.0}})[0] == {}
+    assert not second.closed
+    repeated = second.begin("two", lambda name: False)
+    assert [(step, row["live/a/steps"]) for step, row in repeated] == [(0, 0.0), (1, 5.0)]
+    step, row = second.live({"a": {"steps": 5.0}, "b": {"steps": 3.0}}) or (-1, {})
+    assert (step, row["live/b/steps"], "live/a/steps" in row) == (2, 3.0, False)
+    assert second.live({"a": {"steps": 4.0}, "b": {"steps": 3.0}}) is None
     rows = [{"x": float(i)} for i in range(4)]
     handed = second.curves(rows)
-    assert [next(handed) for _ in range(2)] == [({"x": 0.0}, 3), ({"x": 1.0}, 4)]
+    assert [next(handed) for _ in range(2)] == [(3, {"x": 0.0}), (4, {"x": 1.0})]
     third = tracking.Rows(tmp_path)
-    assert list(third.curves(rows)) == [({"x": 2.0}, 5), ({"x": 3.0}, 6)]
-    assert not third.ended
-    third.end()
-    assert tracking.Rows(tmp_path).ended
-    assert list(tracking.Rows(tmp_path).curves([{"x": 9.0}])) == [({"x": 9.0}, 8)]  # more seeds: curves of another mean
-    assert not tracking.Rows(tmp_path).ended
+    assert [step for step, _ in third.begin("three", lambda name: name == "two")] == []  # sent: nothing is repeated
+    assert list(third.curves(rows)) == [(5, {"x": 2.0}), (6, {"x": 3.0})]
+    assert third.table() == 7
+    third.close(ended=True)
+    fourth = tracking.Rows(tmp_path)
+    assert fourth.ended
+    assert [step for step, _ in fourth.begin("four", lambda name: name == "two")] == [5, 6]
+    assert not fourth.ended
+    assert list(fourth.curves([{"x": 9.0}])) == [(8, {"x": 9.0})]  # more seeds: curves of another mean
+
+
+def step_of(handed: tuple[int, Any] | None) -> int:
+    return -1 if handed is None else handed[0]
 
 
 def test_history_averages_members_on_one_grid() -> None:
@@ -205,26 +217,39 @@ def test_a_failure_inside_wandb_is_one_warning(
         raise RuntimeError("no\nspace")
 
     monkeypatch.setattr(tracking, "_tables", broken)
-    before = dict(os.environ)
+    before = places()
     one = tracker(tmp_path)
     one.live({"a": {"steps": 0.0, "time": 0.0, "loss": 1.0}})
     one.finish(record())
     one.live({"a": {"steps": 1.0, "time": 0.0, "loss": 1.0}})
-    assert len(caplog.records) == 1
-    assert "no space" in caplog.text
+    (line,) = said(caplog)
+    assert "no space" in line
     assert not tracking.is_tracked("offline", tmp_path)
-    assert dict(os.environ) == before
+    assert places() == before
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "rows.jsonl").symlink_to("/dev/full")
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What we log; W&B logs, too."""
+    return [r.getMessage() for r in caplog.records if r.name == "bench.tracking"]
+
+
+def places() -> dict[str, str]:
+    """Where W&B keeps what, by the environment (which also has its process, once there is one)."""
+    return {name: value for name, value in os.environ.items() if name.startswith("WANDB_") and name.endswith("_DIR")}
+
+
+def test_a_full_disk_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracking.Rows, "_write", full)
     one = tracker(tmp_path)
     for step in range(3):
         one.live({"a": {"steps": float(step), "time": 0.0, "loss": 1.0}})
     one.finish(record())
-    assert [r.getMessage() for r in caplog.records] == [
+    assert said(caplog) == [
         "W&B did not record staircase-mlp-w8-abc ([Errno 28] No space left on device); its result is safe on disk."
     ]
     assert not tracking.is_tracked("offline", tmp_path)

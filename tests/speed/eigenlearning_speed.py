@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -104,7 +105,9 @@ def main() -> None:
             f"{name}: {batch:.1f} ms, in a loop {loop:.0f} ms, {results[name]['ratio']:.1f} times as long", flush=True
         )
     if options.json:
-        head = {"command": COMMAND, "processor": processor(), "versions": versions()}
+        # CPU seconds, too, are longer on a busy machine, whose caches are shared.
+        load = {"load_average": os.getloadavg(), "cores": os.cpu_count()}
+        head = {"command": COMMAND, "processor": processor(), "versions": versions(), **load}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
 

@@ -13,7 +13,7 @@ from bench.studies.image_pairs import ImagePairs, image_pairs
 from bench.studies.study import Request
 from tasks.sources import lacking
 
-SET = "Windows from seeds 0 to 3, 2026-11-25."
+SET = "Windows from seeds 0 to 3, 2026-11-25, and from five fresh ones (1000; 799111814 to 799111817), 2026-11-27."
 
 Seeds = tuple[int, ...]
 
@@ -41,6 +41,7 @@ def _prediction(name: str) -> Callable[[Records], Statistics]:
         a = records[0].arrays
         gaps = np.abs(a["measured"] / a[name] - 1)
         return {"ridge 30": gaps[:, :, 2].reshape(len(gaps), -1).max(1),
+                "ridge 0 and 1, n >= 256": gaps[:, :, :2, 1:].reshape(len(gaps), -1).max(1),
                 "all ridges, median": np.median(gaps.reshape(len(gaps), -1), 1)}  # fmt: skip
 
     return statistics
@@ -92,12 +93,14 @@ def _ansatz(spectrum: str, curve: str) -> Callable[[Records], Statistics]:
 CLAIMS = [
     Claim(
         lacks=_lacks_images, name="eigenlearning-image-pairs",
-        statement="Test error of image pairs from spectrum and labels alone: within 3 % at ridge 30, median 2 %.",
+        statement="Test error of image pairs from spectrum and labels alone: within 3 % at ridge 30 and in the median.",
         source="Simon et al. 2023, figure 2, with the finite population's formulas", kind="calibrated",
         requests=_pairs, seeds=4, calibration=SET, statistics=_prediction("theory"),
-        windows={"ridge 30": Window(high=0.03, every=True), "all ridges, median": Window(high=0.02, every=True)},
+        windows={"ridge 30": Window(high=0.03, every=True), "all ridges, median": Window(high=0.03, every=True),
+                 "ridge 0 and 1, n >= 256": Window(high=0.3, every=True)},
         controls=[Control("plain eigenlearning, converted by its train error", _prediction("plain"))],
-        power="Four pairs, three n up to half of the population; MNIST 0 / 1 is left out: 22 to 40 % low at ridge 0.",
+        power="Four pairs, n up to half of the population. Fresh seeds: .009 to .016, .14 to .21 and .006 to .014; "
+              "MNIST 0 / 1 is left out: 22 to 40 % low at ridge 0.",
     ),
     Claim(
         lacks=_lacks_images, name="eigenlearning-gcv",
@@ -110,12 +113,12 @@ CLAIMS = [
     ),
     Claim(
         lacks=_lacks_images, name="eigenlearning-bootstrap-digits",
-        statement="MNIST 0-4 against 5-9 over all ridges and n: median error of the prediction below 5 %.",
+        statement="MNIST 0-4 against 5-9 over all ridges and n: median error of the prediction below 8 %.",
         source="Simon et al. 2023, figure 3, without replacement", kind="calibrated", requests=_bootstrap, seeds=4,
         calibration=SET, statistics=_digits(0),
-        windows={"median": Window(high=0.05, every=True)},
+        windows={"median": Window(high=0.08, every=True)},
         controls=[Control("theory of a ridge ten times smaller", _digits(1))],
-        power="Eighteen settings a seed.",
+        power="Eighteen settings a seed; fresh seeds scatter from .008 to .038, with the wrong ridge from .14 to .155.",
     ),
     Claim(
         lacks=_lacks_images, name="eigenlearning-bootstrap-networks",
@@ -128,13 +131,14 @@ CLAIMS = [
     ),
     Claim(
         lacks=_lacks_images, name="eigenlearning-hermite-images",
-        statement="CIFAR-10: eigenvalues within 15 % from the covariance alone, the learning curve within 6 %.",
+        statement="CIFAR-10: eigenvalues within 20 % from the covariance alone, the learning curve within 7 %.",
         source="Karkada, Turnbull, Liu, Simon 2025", kind="calibrated", requests=_hermite, seeds=4, calibration=SET,
         statistics=_ansatz("eigenvalues_theory", "theory"),
-        windows={"lowest eigenvalue ratio": Window(low=0.85, every=True), "highest": Window(high=1.15, every=True),
-                 "largest error, n >= 300": Window(high=0.06, every=True)},
+        windows={"lowest eigenvalue ratio": Window(low=0.8, every=True), "highest": Window(high=1.2, every=True),
+                 "largest error, n >= 300": Window(high=0.07, every=True)},
         controls=[Control("an isotropic covariance", _ansatz("eigenvalues_wrong", "theory")),
                   Control("coefficients with their bias", _ansatz("eigenvalues_theory", "biased"))],
-        power="Two hundred eigenvalues; n = 300 and 1000, eight training sets each.",
+        power="Two hundred eigenvalues; n = 300 and 1000, eight sets each. Fresh seeds refuted the notes' 15 %: ratios "
+              "from .848 to 1.10, curves 1 to 4 % off, with their bias 8 to 11 %.",
     ),
 ]  # fmt: skip

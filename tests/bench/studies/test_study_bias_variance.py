@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from bench.report.formats import measured
+from bench.report.panels import study_page
 from bench.studies.bias_variance import PARTS, BiasVariance, bias_variance, compare, decompose
 from bench.trained import Member
 
@@ -60,7 +62,13 @@ def test_a_small_table_of_networks():
     np.testing.assert_array_equal(record.arrays["consistency"][:, -1], 0)
     within = record.arrays["variance_init"] + record.arrays["variance_both"]
     assert (within.mean(0)[0] > within.mean(0)[2] > 0).all()  # falls with the width
-    assert record.score("variance_both/per_width").n_seeds == 2
+    fitted = record.score("variance_both/per_width")
+    assert fitted.n_seeds == 2
+    limit, (line,) = record.score("variance_both/limit").value, record.arrays["fit_variance_both"]
+    np.testing.assert_allclose(line, limit + fitted.value / np.array(settings.widths))
+    text = study_page(record)
+    assert text.count("<svg") == 1  # three panels in a row
+    assert measured(fitted) in text
 
 
 def test_the_same_init_on_every_draw_is_the_same_network():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from bench.report.formats import measured
+from bench.report.panels import study_page
 from bench.studies.learning_curves import LearningCurves, learning_curves
 from bench.studies.named import disjoint_draws, named_model, named_task, part
 from bench.train import Trainer
@@ -55,6 +57,7 @@ def test_every_error_is_that_of_the_regression_it_names():
         slopes = record.score(f"{name}/exponent")
         assert slopes.n_seeds == 2
         assert np.isfinite(slopes.standard_error)
+        assert measured(slopes) in study_page(record)
     # Of two seeds, the jackknife is twice the slope of the mean curve less the mean of the two slopes.
     slopes = [np.polyfit(np.log(SETTINGS.n), np.log(row), 1)[0] for row in record.arrays["error_initial"]]
     whole = np.polyfit(np.log(SETTINGS.n), np.log(record.arrays["error_initial"].mean(0)), 1)[0]
