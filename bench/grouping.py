@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from bench.matmul import stages
 from bench.networks import activations_of, fan_out, weight_layers
 from bench.trained import Member
 from models.blocks import budget
 from tasks.task import Task
 
 CACHE = 2**19
-"""Bytes of one member's widest activations above which a CPU trains members one after another: batching only pays where
-a step is so short that calling it costs more than doing it (docs/results/train_speed.json)."""
+"""Bytes of one member's widest activations above which a CPU trains members by autograd one after another: batching it
+only pays where a step is so short that calling it costs more than doing it (docs/results/train_speed.json). Products by
+hand are batched at any size: there it was never slower."""
 CONVOLVED = 2**18
 """The same for all activations of a network that convolves: batched convolutions lose once they do more than start."""
 COPIES = 5
@@ -34,6 +36,7 @@ class Cost:
     activations: int
     widest: int
     convolves: bool
+    is_chain: bool
 
     @classmethod
     def of(cls, model: nn.Module, task: Task, itemsize: int, kept: int) -> Cost:
@@ -47,6 +50,7 @@ class Cost:
             activations=itemsize * activations,
             widest=itemsize * task.n_train * max((fan_out(layer) for layer in layers), default=1),
             convolves=any(layer.get_parameter("weight").ndim > 2 for layer in layers),
+            is_chain=stages(model, task.x_train.ndim - 1) is not None,
         )
 
 
@@ -56,7 +60,7 @@ def groups(members: Sequence[Member], cost: Cost, device: torch.device, method: 
     ``method``: of ``bench.engines``; only "auto" counts speed, and "loop" is one by one.
     """
     large = cost.activations > CONVOLVED if cost.convolves else cost.widest > CACHE
-    if method == "loop" or (method == "auto" and large and device.type == "cpu"):
+    if method == "loop" or (method == "auto" and large and not cost.is_chain and device.type == "cpu"):
         return [[member] for member in members]
     most, room = len(members), budget(None, (torch.empty(0, device=device),))
     while most > 1 and most * cost.memory > room:
