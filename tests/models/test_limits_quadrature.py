@@ -181,6 +181,18 @@ def test_wide_range_of_norms() -> None:
     assert relative.abs().max() < 1e-8
 
 
+def test_a_table_is_made_anew_for_smaller_and_larger_inputs() -> None:
+    """A limit keeps its tables from call to call; they must cover what comes later."""
+    net = nn.Sequential(Linear(2, 3), nn.SiLU(), Linear(3, 1))
+    x = torch.tensor([[1.0, 0.3], [0.4, -1.5], [0.9, 1.2]], dtype=torch.float64)
+    limit = infinite_width(net)
+    limit(x)
+    for scale in (0.3, 3.0, 0.1):
+        kept, fresh = limit(scale * x), infinite_width(net)(scale * x)
+        assert (kept.nngp / fresh.nngp - 1).abs().max() < 1e-9
+        assert (kept.ntk / fresh.ntk - 1).abs().max() < 1e-9
+
+
 def test_activation_that_is_not_smooth_is_refused() -> None:
     @elementwise
     class Staircase(nn.Module):
