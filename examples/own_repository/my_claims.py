@@ -39,13 +39,15 @@ def initial_kernel(settings: Widths) -> Record:
     for seed in settings.seeds:
         x = rings(settings.n, 1, seed_of("data", seed)).x_train.double()
         limits = [infinite_width(Residual(64, activation).double())(x).ntk for activation in (nn.GELU(), nn.Tanh())]
-        squares = np.zeros((2, len(settings.widths)))
-        for column, width in enumerate(settings.widths):
-            for init in range(settings.inits):
-                torch.manual_seed(seed_of("init", seed, width, init))
-                kernel = empirical_ntk(Residual(width).double(), x, outputs=0)
-                squares[:, column] += [float((kernel - limit).norm() / limit.norm()) ** 2 for limit in limits]
-        rows.append(np.sqrt(squares / settings.inits))
+        distances = []
+        for width in settings.widths:
+            nets = [_network(width, seed_of("init", seed, width, init)) for init in range(settings.inits)]
+            params, _ = torch.func.stack_module_state(nets)
+            kernels = empirical_ntk(nets[0], x, outputs=0, params=params)  # [inits, n, n]
+            distances.append(
+                [float(((kernels - limit) / limit.norm()).square().sum((1, 2)).mean()) for limit in limits]
+            )
+        rows.append(np.sqrt(distances).T)
     right, wrong = np.array(rows).transpose(1, 0, 2)
     return result(arrays={"widths": np.array(settings.widths), "right": right, "wrong": wrong})
 
@@ -77,6 +79,11 @@ def lazy_network(settings: Lazy) -> Record:
 
 def _r2(prediction: torch.Tensor, network: torch.Tensor) -> float:
     return 1 - float((prediction - network).square().sum() / (network - network.mean()).square().sum())
+
+
+def _network(width: int, seed: int) -> Residual:
+    torch.manual_seed(seed)
+    return Residual(width).double()
 
 
 def _widths(size: str, seeds: tuple[int, ...]) -> Sequence[Request]:
