@@ -86,9 +86,10 @@ PACKAGES = (
             ("own", [f"{_LIMITS}_attention.py", f"{_LIMITS}_branches.py"]),
             ("po[os]*", [f"{_LIMITS}_images.py"]), ("variances", [f"{_LIMITS}_engines.py"]),
             ("quadrature", [f"{_LIMITS}_quadrature.py"]), ("nested", [f"{_LIMITS}_quadrature.py"]),
+            ("elementwise", [f"{_LIMITS}_quadrature.py", f"{_LIMITS}_images.py"]),
             ("kinks", [f"{_LIMITS}_quadrature.py"]), ("piecewise", [f"{_LIMITS}_quadrature.py"]),
             ("normalisation", [f"{_LIMITS}_branches.py"]), ("chain", [f"{_LIMITS}_engines.py"]),
-            ("tiles", [f"{_LIMITS}_engines.py"]), ("dense", [f"{_LIMITS}_engines.py"]),
+            ("tiles", [f"{_LIMITS}_arccos.py", f"{_LIMITS}_engines.py"]), ("dense", [f"{_LIMITS}_engines.py"]),
             ("compiled", [f"{_LIMITS}_engines.py"]), ("structural", [f"{_LIMITS}_images.py"]),
         ],
         [f"{_LIMITS}.py", f"{_LIMITS}_images.py", f"{_LIMITS}_branches.py", f"{_LIMITS}_quadrature.py",
@@ -310,12 +311,12 @@ def main(arguments: Sequence[str], packages: Sequence[Package] = PACKAGES, root:
     parser.add_argument("--jobs", type=int, default=1, help="copies of the tree that are tested at a time")
     parser.add_argument("--results", type=Path, default=root / "runs" / "mutants.jsonl", help="a line each")
     parser.add_argument("--no-claims", action="store_true", help="only the fast tests")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="mutants whose name matches")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="mutants whose name matches one")
     parser.add_argument("--list", action="store_true", help="only name the mutants")
     parser.add_argument("--table", type=Path, help="write the summary of the results there; runs nothing")
     chosen = parser.parse_args(arguments)
     every = mutants_of(packages, root, chosen.count)
-    todo = [(package, mutant) for package, mutant in every if fnmatch.fnmatch(mutant.name, chosen.only)]
+    todo = [item for item in every if any(fnmatch.fnmatchcase(item[1].name, pattern) for pattern in chosen.only)]
     if chosen.list:
         print("\n".join(f"{mutant.kind}: {mutant.name}" for _, mutant in todo))
         return 0

@@ -58,7 +58,7 @@ def rectified_power(k: Kernels, n: int) -> Kernels:
 
 
 class _Rectified:
-    """E[u^a v^b] over u, v > 0, for unit variances at angle theta."""
+    """E[u^a v^b] over u, v > 0 with a + b even, for unit variances at angle theta."""
 
     def __init__(self, theta: Tensor) -> None:
         self.theta, self.cos, self.sin = theta, theta.cos(), theta.sin()
@@ -73,8 +73,6 @@ class _Rectified:
     def _moment(self, a: int, b: int) -> Tensor:
         if a == 0:
             return (math.pi - self.theta) / (2 * math.pi)
-        if (a, b) == (1, 0):
-            return (1 + self.cos) / (2 * math.sqrt(2 * math.pi))
         if b == 0:  # by parts in v's place: the edge v = 0 contributes
             return (a - 1) * self(a - 2, 0) + self.cos * self.sin ** (a - 1) * _half_moment(a - 1)
         if a == 1:

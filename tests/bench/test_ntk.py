@@ -14,6 +14,7 @@ from ntk_networks import brute_force, inputs, networks
 from torch import Tensor, nn
 
 from bench.ntk import empirical_ntk, explain
+from models.layers import Linear
 from models.mlp import mlp
 
 EXACT = 1e-12
@@ -170,6 +171,16 @@ def test_large_images_in_float32(groups, outputs, options):
     net.append(nn.Linear(net(x).shape[1], outputs))
     kernel = empirical_ntk(net, x)
     assert error(kernel.double(), brute_force(net.double(), x.double(), x.double())) < 1e-5
+
+
+def test_scales_of_weights_and_biases_in_large_float32_products():
+    """On a CPU these take another path, where a bias std of .3 counts .09. Error: 200 products of 6e-8 each."""
+    torch.manual_seed(0)
+    layers = [Linear(40, 48, w_std=0.7, b_std=0.3), nn.Tanh(), Linear(48, 48, w_std=1.3, b_std=0.2), nn.Tanh()]
+    net = nn.Sequential(*layers, Linear(48, 1, b_std=0.6))
+    x = torch.randn(180, 40)
+    kernel = empirical_ntk(net, x)
+    assert error(kernel.double(), empirical_ntk(net.double(), x.double(), method="jacobian")) < 1e-5
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -31,7 +31,8 @@ class Settings:
     seeds: tuple[int, ...]
 
 def heights(settings):
-    Path({log!r}).open("a").write("ran\\n")
+    with Path({log!r}).open("a") as log:
+        log.write("ran\\n")
     if settings.shift > 90:
         raise RuntimeError("no such height")
     return result(arrays={{"height": settings.shift + np.array(settings.seeds) * 0.01}})

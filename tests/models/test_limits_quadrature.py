@@ -25,6 +25,7 @@ from models.activations import (
 )
 from models.layers import Linear
 from models.limits import NoInfiniteWidthLimit, elementwise, infinite_width
+from models.limits.elementwise import _covering
 from models.limits.kinks import kinks
 from models.limits.nested import nested, pair_maps
 from models.limits.piecewise import dual, pieces
@@ -179,6 +180,17 @@ def test_wide_range_of_norms() -> None:
     torch.testing.assert_close(value, (torch.exp(k - m) - torch.exp(-k - m)) / 2, rtol=0, atol=1e-9)
     relative = (slope - (torch.exp(k - m) + torch.exp(-k - m)) / 2) * k  # what enters the NTK
     assert relative.abs().max() < 1e-8
+
+
+def test_a_table_is_made_anew_for_smaller_and_larger_inputs() -> None:
+    """A limit keeps its tables from call to call; they must cover what comes later, and what came before."""
+    s = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    table = _covering(None, functional.silu, s)
+    assert _covering(table, functional.silu, s) is table
+    for scale in (0.3, 3.0):
+        low, high = _covering(table, functional.silu, scale * s).spread
+        assert low <= min(1.0, scale)
+        assert high >= max(2.0, 2 * scale)
 
 
 def test_activation_that_is_not_smooth_is_refused() -> None:

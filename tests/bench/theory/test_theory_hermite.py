@@ -200,3 +200,18 @@ def test_learning_curve_of_images_from_their_covariance_alone(data_folder):
 def test_bad_input_of_the_ansatz(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_whitened_data_have_unit_covariance_along_the_principal_axes() -> None:
+    """Against numpy's covariance; an axis that does not vary is left out."""
+    generator = torch.Generator().manual_seed(0)
+    x = 3 + torch.randn(50, 3, generator=generator, dtype=torch.float64) @ torch.tensor(
+        [[2.0, 0.5, 0.0, 1.0], [0.0, 1.0, 0.0, -1.0], [0.3, 0.0, 0.0, 0.2]], dtype=torch.float64
+    )
+    found = whitening(x)
+    covariance = np.cov(x.numpy().T, bias=True)
+    assert found.variances.numpy() == pytest.approx(np.linalg.eigvalsh(covariance)[::-1], abs=1e-12)
+    assert found.variances[3] == 0
+    z = found(x)
+    assert z.shape == (50, 3)
+    assert np.cov(z.numpy().T, bias=True) == pytest.approx(np.eye(3), abs=1e-10)
