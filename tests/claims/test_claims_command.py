@@ -284,7 +284,8 @@ def test_claims_about_images_are_skipped_with_a_reason(tmp_path: Path, monkeypat
     monkeypatch.setenv("WIDEBENCH_DATA", str(tmp_path))
     monkeypatch.setattr("tasks.sources.DEBIAN_FASHION_MNIST", tmp_path / "none")
     about_images = [item for item in built_in().values() if item.lacks()]
-    assert len(about_images) == 10
+    named = {item.name for item in about_images}
+    assert {"eigenlearning-gcv", "convolution-helps-on-images", "what-mixed-pixels-leave"} <= named
     for outcome in check(about_images, tmp_path / "studies"):
         assert isinstance(outcome, Skipped)
         assert "WIDEBENCH_DATA" in outcome.reason
