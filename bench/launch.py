@@ -158,6 +158,7 @@ def _handing_on(stop: Path) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    stop.unlink(missing_ok=True)  # of a command that was killed while it ended, and had this process's number
     os.environ[progress.STOP] = str(stop)
     before = signal.signal(signal.SIGTERM, lambda number, frame: progress.stop_all())
     try:
