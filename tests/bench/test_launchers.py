@@ -82,11 +82,11 @@ def test_a_command_killed_while_it_ended_does_not_end_the_next(tmp_path: Path, m
     left = tmp_path / "runs" / f".stop-{os.getpid()}"
     store.write_text(left, "")
     stopping: list[bool] = []
-    with monkeypatch.context() as patch:
-        patch.setenv(progress.COMMAND, "")
-        launch(cells, ["hydra/launcher=joblib"], [], lambda arguments: stopping.append(progress.stopping()))
+    before = dict(os.environ)
+    launch(cells, ["hydra/launcher=joblib"], [], lambda arguments: stopping.append(progress.stopping()))
     assert stopping == [False]
     assert not left.exists()
+    assert dict(os.environ) == before  # else processes that are started later end: they have other parents
 
 
 def test_a_launcher_that_is_not_here_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
