@@ -127,8 +127,9 @@ def _study(config: DictConfig, started: float) -> None:
     if is_apart(folder):
         return
     try:
-        if config.force:
-            _clear(folder)
+        with store.lock(folder):  # makes the folder; another process may be at work there
+            if config.force:
+                _clear(folder)
         code = fingerprint()
         if find(request, below, code) and tracking.is_tracked(config.tracking.mode, folder):
             return

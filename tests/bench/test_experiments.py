@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import run, store
+from bench import progress, run, store
 from bench.plan import CONF, PlanError, plan
 from bench.record import Record, summarise
 from bench.report.panels import study_page
@@ -76,18 +76,18 @@ def test_a_finished_study_is_tracked_once(tmp_path: Path, monkeypatch: pytest.Mo
     """A sweep runs all its cells again where one is missing; and nobody else may write the W&B run meanwhile."""
     monkeypatch.chdir(tmp_path)
     (cell,) = plan([*SMALL, "study.domain=cube", "tracking=offline"])
-    finished: list[bool] = []
+    finished: list[tuple[bool, bool]] = []
 
     class Tracker:
         def finish(self, record: Record) -> None:
-            finished.append(store.held(cell.folder))
+            finished.append((store.held(cell.folder), (cell.folder / progress.FILE).exists()))
             Rows(cell.folder).close(ended=True)
 
     monkeypatch.setattr(run, "_tracker", lambda *_: Tracker())
     for _ in range(2):
         run.job(cell.config)
         assert store.read_record(cell.folder).status == "done"
-    assert finished == [True]
+    assert finished == [(True, True)]  # and whoever finds its process dead knows that it was begun
 
 
 def test_a_page_shows_means_errors_and_counts() -> None:
