@@ -12,7 +12,8 @@ from one day to the next, and a resumed run would not equal an undisturbed one.
 from __future__ import annotations
 
 import copy
-from typing import Protocol
+from collections.abc import MutableMapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from bench.matmul import Matmul, stages
 from bench.point import Point
 
 METHODS = ("auto", "matmul", "vmap", "loop")
+
+Place = tuple[MutableMapping[str, Any], str]
+"""A module's own parameters, and the name of one of them."""
 
 
 class Engine(Protocol):
@@ -57,20 +61,17 @@ class Loop:
 
     def __init__(self, batch: Batch) -> None:
         self.net = copy.deepcopy(batch.net)
+        places = _places(self.net)
         for name, value in batch.fixed.items():
-            self._put(name, value[0])
+            _put(places[name], torch.nn.Parameter(value[0], requires_grad=False))
         self.z = torch.empty(0)
         self.leaves: list[Tensor] = []
-        self.slots = [_slot(self.net, name) for name in batch.params]
-
-    def _put(self, name: str, value: Tensor) -> None:
-        parameters, key = _slot(self.net, name)
-        parameters[key] = torch.nn.Parameter(value, requires_grad=False)
+        self.places = [places[name] for name in batch.params]
 
     def forward(self, batch: Batch, point: Point) -> Tensor:
         self.leaves = [view[0].detach().requires_grad_() for view in point.views.values()]
-        for (parameters, key), leaf in zip(self.slots, self.leaves, strict=True):
-            parameters[key] = leaf
+        for places, leaf in zip(self.places, self.leaves, strict=True):
+            _put(places, leaf)
         self.z = self.net(batch.x[0])
         return self.z.detach()[None]
 
@@ -78,10 +79,20 @@ class Loop:
         gradient.fill(torch.autograd.grad(self.z, self.leaves, signal[0]))
 
 
-def _slot(net: torch.nn.Module, name: str) -> tuple[dict[str, Tensor | None], str]:
-    """Where a module keeps the parameter of that name."""
-    owner, _, key = name.rpartition(".")
-    return net.get_submodule(owner)._parameters, key  # type: ignore[return-value]
+def _places(net: torch.nn.Module) -> dict[str, list[Place]]:
+    """Where the modules keep the parameter of each name: in several places where they share one."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    found: dict[str, list[Place]] = {name: [] for name in names.values()}
+    for module in net.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                found[names[id(parameter)]].append((module._parameters, key))
+    return found
+
+
+def _put(places: Sequence[Place], value: Tensor) -> None:
+    for parameters, key in places:
+        parameters[key] = value
 
 
 def engine(batch: Batch, method: str) -> Engine:

@@ -44,12 +44,13 @@ def launch(
         Interrupted: SIGTERM came.
     """
     own, launcher = _launcher(cells, overrides)
-    if launcher == "joblib":
-        os.environ[progress.COMMAND] = str(os.getpid())
     if launcher not in ("joblib", "ray"):
         _launch(cells, overrides, flags, hydra, own)
         return
-    with _handing_on(Path(cells[0].config.runs).resolve() / f".stop-{os.getpid()}"):
+    with contextlib.ExitStack() as stack:
+        if launcher == "joblib":
+            stack.enter_context(_variable(progress.COMMAND, str(os.getpid())))
+        stack.enter_context(_handing_on(Path(cells[0].config.runs).resolve() / f".stop-{os.getpid()}"))
         _launch(cells, overrides, flags, hydra, own)
         if progress.stopping():
             raise Interrupted
@@ -158,22 +159,26 @@ def _handing_on(stop: Path) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    os.environ[progress.STOP] = str(stop)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: progress.stop_all())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        stop.unlink(missing_ok=True)
-        del os.environ[progress.STOP]
+    stop.unlink(missing_ok=True)  # of a command that was killed while it ended, and had this process's number
+    with _variable(progress.STOP, str(stop)):
+        before = signal.signal(signal.SIGTERM, lambda number, frame: progress.stop_all())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            stop.unlink(missing_ok=True)
+
+
+def _errors_raised() -> contextlib.AbstractContextManager[None]:
+    """Hydra raises what stops a launcher, instead of printing it and ending the process."""
+    return _variable("HYDRA_FULL_ERROR", "1")
 
 
 @contextlib.contextmanager
-def _errors_raised() -> Iterator[None]:
-    """Hydra raises what stops a launcher, instead of printing it and ending the process."""
-    name = "HYDRA_FULL_ERROR"
+def _variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable, as long as this is open: what the process starts later has other parents."""
     before = os.environ.get(name)
-    os.environ[name] = "1"
+    os.environ[name] = value
     try:
         yield
     finally:

@@ -60,7 +60,7 @@ def stages(net: nn.Module, axes: int = 1) -> list[Stage] | None:
             flat = True
         elif type(module) in (Linear, nn.Linear) and flat and f"{name}.weight" in names:
             alpha, beta = _factors(module)
-            bias = f"{name}.bias" if f"{name}.bias" in names else None
+            bias = None if module.bias is None else f"{name}.bias"
             found.append(Stage(f"{name}.weight", bias, alpha, beta, None))
         elif type(module) in ELEMENTWISE and found and found[-1].activation is None:
             if getattr(module, "inplace", False) and type(module) is not nn.ReLU:

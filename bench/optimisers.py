@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bench.networks import weight_layers
 from bench.point import Point, along
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -115,13 +116,10 @@ def adam_factors(net: nn.Module, names: Sequence[str]) -> list[float]:
     parameterization (which divides by sqrt(fan_in)) the rate is to be multiplied by 1/sqrt(fan_in), in standard
     parameterization by 1/fan_in (Yang and Hu 2021).
     """
-    layers = [
-        (name, module) for name, module in net.named_modules()
-        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.ndim >= 2
-    ]  # fmt: skip
+    named = {module: name for name, module in net.named_modules()}
     factors = {}
-    for name, module in layers[1:-1]:
+    for module in weight_layers(net)[1:-1]:
         fan_in = module.get_parameter("weight")[0].numel()
         power = -0.5 if getattr(module, "parameterization", "standard") == "ntk" else -1.0
-        factors[f"{name}.weight"] = fan_in**power
+        factors[f"{named[module]}.weight"] = fan_in**power
     return [factors.get(name, 1.0) for name in names]

@@ -26,7 +26,7 @@ from bench.report.panels import text_list
 from bench.savepoint import Interrupted, sigterm
 from bench.studies import cell as study
 from bench.studies.live import Watcher
-from bench.studies.study import FOLDER, fingerprint, obtain
+from bench.studies.study import FOLDER, find, fingerprint, obtain
 
 PATIENCE = 5.0
 """Seconds until a folder that another process holds is skipped: the workers of a killed command need some to end."""
@@ -127,12 +127,17 @@ def _study(config: DictConfig, started: float) -> None:
     if is_apart(folder):
         return
     try:
-        if config.force:
-            _clear(folder)
+        with store.lock(folder):  # makes the folder; another process may be at work there
+            if config.force:
+                _clear(folder)
+        code = fingerprint()
+        if find(request, below, code) and tracking.is_tracked(config.tracking.mode, folder):
+            return
         progress.reporter(folder)(0.0)  # begun
         try:
-            record = obtain(request, below, fingerprint())
-            _tracker(config, request.name, folder).finish(record)
+            record = obtain(request, below, code)
+            with store.lock(folder):  # two processes must not write the same W&B run
+                _tracker(config, request.name, folder).finish(record)
         except Exception as error:  # one study's failure must not end the sweep
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             record = Record(request.name, "failed", reason, {})

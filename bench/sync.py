@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import store
 from bench.arguments import settings
+from bench.studies.study import FOLDER
 from bench.tracking import is_whole, logged_in
 
 _DEFAULTS = {"runs": "runs", "entity": "", "project": ""}
@@ -54,8 +55,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def offline_files(runs: Path) -> list[Path]:
-    """Of every cell, what W&B recorded offline, the oldest first: a run that was taken up again has several."""
-    return sorted(runs.glob("*/wandb/offline-run-*/run-*.wandb"))
+    """Of every cell and study, what W&B recorded offline, the oldest first: a run taken up again has several."""
+    return sorted(f for place in (runs, runs / FOLDER) for f in place.glob("*/wandb/offline-run-*/run-*.wandb"))
 
 
 def mark(file: Path) -> Path:

@@ -22,6 +22,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 
+from bench import store
 from bench.record import Record
 
 logger = logging.getLogger(__name__)
@@ -96,9 +97,8 @@ class Rows:
         self._seen: dict[str, float] = {}
         self._curves: dict[str, int] = {}
         with contextlib.suppress(OSError):
-            for line in self.path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # half a line of a process that was killed
-                    self._take(json.loads(line))
+            for line in store.read_lines(self.path):
+                self._take(line)
 
     def live(self, rows: Mapping[str, Mapping[str, float]]) -> tuple[int, Mapping[str, float]] | None:
         """A row of what is new: of the members' training steps beyond the last that was handed over."""
@@ -146,12 +146,7 @@ class Rows:
         self.closed, self.ended = bool(line.get("closed")), bool(line.get("ended"))
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            if size := file.tell():
-                file.seek(size - 1)
-                file.write(b"" if file.read(1) == b"\n" else b"\n")  # after half a line
-            file.write(json.dumps(line).encode() + b"\n")
+        store.append_line(self.path, line)
         self._take(line)
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from bench.networks import outputs
 from bench.ntk import empirical_ntk
 from tasks.task import Task
 
@@ -207,10 +207,9 @@ class Trained:
     def z_0(self, member: int) -> Tensor:
         """The module's own output at the start, [n_train + n_test, c], in float64; ``-z_0 / gamma`` is the base of a
         centred network with weight decay."""
-        task, start = self.task(member), self.params_0
-        params = {name: value[member].double() for name, value in start.items()}
-        net = copy.deepcopy(self.net_at(member, 0)).double()
-        return functional_call(net, params, (torch.cat([task.x_train, task.x_test]).to(self.f_T),)).detach()
+        task = self.task(member)
+        params = {name: value[member, :1] for name, value in self.params.items()}
+        return outputs(self.net_at(member, 0), params, torch.cat([task.x_train, task.x_test]))[0]
 
     def net_at(self, member: int, snapshot: int) -> nn.Module:
         """The architecture with the buffers of that moment; its parameter values still mean nothing."""

@@ -25,7 +25,6 @@ from bench.ntk import empirical_ntk
 from bench.predict import KernelPredictor, course
 from bench.studies.cell import Cell
 from bench.trained import Member, label_set
-from tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +151,11 @@ class _First:
             f = torch.zeros_like(z) if self.trainer.centred else z / self.gamma
             self.start = _Start(self._kernel(self.initial), z, f)
         start, now = self.start, {**self.initial, **params}
-        z, kernel = self._outputs(now), self._kernel(now)
+        z, kernel = (self._outputs(now), self._kernel(now)) if len(steps) else (start.z, start.kernel)
         f = start.f + (z - start.z) / self.gamma
         n = kernel.shape[1]
-        task, y = self._labels(z.shape[1]), self._labels(z.shape[1]).y_test[:HELD_OUT].to(f)
+        task = label_set(self.task, self.target, z.shape[1])
+        y = task.y_test[:HELD_OUT].to(f)
         seen = {
             "kernel_motion": float((kernel[:n] - start.kernel[:n]).norm() / start.kernel[:n].norm()),
             "test_error": relative_error(f[n:], y, self.trainer.loss),
@@ -176,9 +176,6 @@ class _First:
         """Whether the linearised network's way is known by the network's steps."""
         trainer = self.trainer
         return (trainer.loss, trainer.optimiser, trainer.momentum, trainer.weight_decay) == ("mse", "gd", 0, 0)
-
-    def _labels(self, outputs: int) -> Task:
-        return label_set(self.task, self.target, outputs)
 
     def _points(self) -> tuple[Tensor, Tensor]:
         n = max(1, min(self.task.n_train, ROWS // self.task.outputs))

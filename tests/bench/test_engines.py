@@ -118,9 +118,18 @@ def shared() -> nn.Module:
     return nn.Sequential(layer, nn.Tanh(), layer)
 
 
+def tied(name: str, between: nn.Module) -> nn.Module:
+    """Two layers that share a parameter."""
+    net = nn.Sequential(Linear(3, 3, b_std=0.3), between, Linear(3, 3, b_std=0.3))
+    setattr(net[2], name, getattr(net[0], name))
+    return net
+
+
 OTHERS = {
     "a module of one's own": (Twice, (3,)),
     "a layer used twice": (shared, (3,)),
+    "a weight used twice": (lambda: tied("weight", nn.Tanh()), (3,)),
+    "a bias used twice": (lambda: tied("bias", nn.Tanh()), (3,)),
     "convolutions": (lambda: cnn(2, 3, 2, 2, readout="gap"), (2, 4, 4)),
     "a norm": (lambda: nn.Sequential(Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), Linear(4, 1)), (3,)),
     "an activation first": (lambda: nn.Sequential(nn.ReLU(), Linear(3, 1)), (3,)),

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import store
+from bench import progress, run, store
 from bench.plan import CONF, PlanError, plan
 from bench.record import Record, summarise
 from bench.report.panels import study_page
 from bench.studies.convolution import Convolution, convolution
 from bench.studies.mimics import MimicCurves, mimic_curves
 from bench.studies.panel import Curve, Panel, named_panel, page, places
+from bench.tracking import Rows
 
 STUDIES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if "study:" in path.read_text())
 SMALL = ["experiment=pure_modes", "study.networks=0", "study.trials=3", "study.size=4", "study.levels=[0,1]",
@@ -69,6 +70,24 @@ def test_a_study_runs_once_and_leaves_a_page(tmp_path: Path) -> None:
     assert record.stat().st_mtime_ns == before
     bench("force=true")
     assert record.stat().st_mtime_ns != before
+
+
+def test_a_finished_study_is_tracked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep runs all its cells again where one is missing; and nobody else may write the W&B run meanwhile."""
+    monkeypatch.chdir(tmp_path)
+    (cell,) = plan([*SMALL, "study.domain=cube", "tracking=offline"])
+    finished: list[tuple[bool, bool]] = []
+
+    class Tracker:
+        def finish(self, record: Record) -> None:
+            finished.append((store.held(cell.folder), (cell.folder / progress.FILE).exists()))
+            Rows(cell.folder).close(ended=True)
+
+    monkeypatch.setattr(run, "_tracker", lambda *_: Tracker())
+    for _ in range(2):
+        run.job(cell.config)
+        assert store.read_record(cell.folder).status == "done"
+    assert finished == [(True, True)]  # and whoever finds its process dead knows that it was begun
 
 
 def test_a_page_shows_means_errors_and_counts() -> None:

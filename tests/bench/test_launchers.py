@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from test_run import bench, contents
 
-from bench import store
+from bench import progress, store
+from bench.launch import launch
 from bench.plan import PlanError, plan
 from bench.savepoint import EXIT_CODE
 
@@ -72,6 +73,20 @@ def launcher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         patch.setenv("SLURM_CONF", found["SLURM_CONF"])
         patch.setenv("PATH", found["PATH"])
         yield request.param
+
+
+def test_a_command_killed_while_it_ended_does_not_end_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container, every command may have the same number."""
+    monkeypatch.chdir(tmp_path)
+    cells = plan(["task=staircase", "task.d=8", "task.n_train=24", "task.n_test=40"])
+    left = tmp_path / "runs" / f".stop-{os.getpid()}"
+    store.write_text(left, "")
+    stopping: list[bool] = []
+    before = dict(os.environ)
+    launch(cells, ["hydra/launcher=joblib"], [], lambda arguments: stopping.append(progress.stopping()))
+    assert stopping == [False]
+    assert not left.exists()
+    assert dict(os.environ) == before  # else processes that are started later end: they have other parents
 
 
 def test_a_launcher_that_is_not_here_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

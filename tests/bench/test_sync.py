@@ -57,6 +57,14 @@ def test_each_run_is_sent_once(place, capsys):
     assert "0 sent, 3 sent earlier, 0 not sent." in capsys.readouterr().out
 
 
+def test_studies_are_sent_too(place):
+    folder = place / "runs" / "studies" / "d"
+    store.write_bytes(folder / "wandb" / "offline-run-1-dd" / "run-dd.wandb", b":W&B")
+    Rows(folder).close(ended=True)
+    assert sync.main([]) == 0
+    assert calls(place)[-1] == "sync runs/studies/d/wandb/offline-run-1-dd"
+
+
 def test_what_wandb_itself_sent_is_left(place):
     sync.mark(place / "runs/a/wandb/offline-run-1-aa/run-aa.wandb").touch()
     assert sync.main([]) == 0
