@@ -17,7 +17,7 @@ run: $(stamp) ## The default experiment (ARGS: other settings)
 	$(python) -m bench $(ARGS)
 
 test: $(stamp) ## The fast tests (ARGS: for pytest)
-	$(python) -m pytest $(ARGS)
+	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 report: $(stamp) ## The page and tables from the runs on disk
 	$(python) -m bench.report $(ARGS)

@@ -252,7 +252,7 @@ def test_jumps_and_kinks_at_exactly_zero(phi, at_zero, slope_at_zero) -> None:
             assert kernels.ntk[j, 1].item() == pytest.approx(ntk, abs=5e-3)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("activation", ["relu", pytest.param("tanh", marks=pytest.mark.slow)])
 def test_tiles_do_not_show(activation, monkeypatch) -> None:
     x1, x2 = inputs(70, 5), inputs(45, 5)
     f = infinite_width(mlp(5, 4, 2, 1, activation, b_std=0.3))

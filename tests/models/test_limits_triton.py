@@ -67,6 +67,7 @@ def test_as_the_recursion(name, dtype) -> None:
         torch.testing.assert_close(kernel.double(), reference, rtol=TOLERANCE[dtype], atol=0)
 
 
+@pytest.mark.slow
 def test_symmetric_and_black_images() -> None:
     limit = infinite_width(
         nn.Sequential(conv(2), nn.ReLU(), nn.AvgPool2d(2), conv(3), nn.ReLU(), nn.Flatten(), Linear(12, 1))
@@ -86,6 +87,7 @@ def test_symmetric_and_black_images() -> None:
         torch.testing.assert_close(kernel.double().diagonal(), reference.diagonal(), rtol=2e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_patches_of_exactly_zero_with_trained_biases() -> None:
     """The derivative at 0 is autograd's, in every engine; with the angle's share there it is per cents off."""
     of = {"parameterization": "standard", "w_std": 1.0, "b_std": 0.0}
