@@ -39,7 +39,8 @@ APART = 1.25
 SECONDS = 30.0
 """After which a look is due in any case."""
 SHARE = 0.05
-"""Of the training's time that looking may take; a kernel that would take more is left out, but for the first."""
+"""Of the training's time that looking may take; a kernel that would take more is left out, but for the first two: what
+the first takes is mostly loading, and only the second says what a kernel costs."""
 ROWS = 2048
 """Points times outputs at most of the training points whose kernel is looked at."""
 HELD_OUT = 64
@@ -78,7 +79,7 @@ class Live:
         self.shown = {place for place, member in enumerate(batch) if member.name in watcher.shown}
         self.first = _First(watcher.cell, batch[0]) if 0 in self.shown else None
         self.next, self.last, self.began = 0, time.monotonic(), time.perf_counter()
-        self.spent, self.cost = 0.0, 0.0
+        self.looks, self.spent, self.cost = 0, 0.0, 0.0
 
     def due(self, iteration: int) -> bool:
         return iteration >= self.next or (iteration % 32 == 0 and time.monotonic() - self.last > SECONDS)
@@ -116,11 +117,12 @@ class Live:
             return {}
         finally:
             self.cost = time.perf_counter() - started
-            self.spent += self.cost
+            self.spent += self.cost if self.looks else 0.0
+            self.looks += 1
 
     def _affordable(self) -> bool:
-        """What one more kernel takes is known once the first was looked at."""
-        return self.spent + self.cost <= self.watcher.share * (time.perf_counter() - self.began) or not self.cost
+        within = self.spent + self.cost <= self.watcher.share * (time.perf_counter() - self.began)
+        return within or self.looks < 2
 
 
 @dataclass(frozen=True)
