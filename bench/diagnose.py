@@ -313,6 +313,10 @@ def main(arguments: Sequence[str]) -> int:
         planned = plan(arguments)
         if len(planned) > 1:
             raise PlanError("bench.diagnose takes one cell: give each setting one value.")
+        if planned[0].request is not None:
+            raise PlanError(
+                f"{planned[0].config.name} is a study; bench.diagnose takes a cell: name a task and a model."
+            )
         cell = build(planned[0].config)
     except (PlanError, ValueError) as error:
         print(f"widebench: {error}", file=sys.stderr)

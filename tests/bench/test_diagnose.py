@@ -164,3 +164,11 @@ def test_it_ranks_fashion_mnist_pairs_by_test_error(data_folder):
     assert spearmanr(power, error).statistic < -0.85
     assert spearmanr(predicted, error).statistic > 0.95
     assert spearmanr(left_out, error).statistic > 0.85
+
+
+def test_a_study_is_refused(tmp_path, capsys):
+    assert main(["experiment=peak", f"runs={tmp_path}", f"report={tmp_path}"]) == 2
+    captured = capsys.readouterr()
+    assert "is a study; bench.diagnose takes a cell" in captured.err
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
