@@ -23,6 +23,7 @@ from torch import nn
 from bench import store, tracking
 from bench.compare import Comparison
 from bench.config import check
+from bench.losses import loss_of
 from bench.networks import width_of
 from bench.predict import JITTER
 from bench.studies.cell import Cell
@@ -103,6 +104,8 @@ def build(config: DictConfig) -> Cell:
     ]
     try:
         trainer.check(model)
+        for task in tasks:
+            loss_of(trainer.loss).check(task.y_train)
     except ValueError as error:
         raise PlanError(str(error)) from error
     decided = {name: OmegaConf.to_container(config[name], resolve=True) for name in ("task", "model", "trainer")}

@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("compare.after.targets=[f_T]", "targets"), ("compare.after.base=f_T", "any kernel matches"),
         ("compare.infinite.ridge=-1", "ridge"), ("seeds.data=many", "seeds.data"), ("report=/dev/null/x", "report"),
         ("force=perhaps", "force"), ("+speed=fast", "speed"), ("trainer.device=cuda:7", "device"),
-        ("trainer.device=tpu", "device"),
+        ("trainer.device=tpu", "device"), ("trainer.loss=logistic", "use mse"), ("trainer.loss=softmax", "use mse"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_sentence_that_names_the_field(override, named, tmp_path, monkeypatch):
@@ -60,6 +60,17 @@ def test_wrong_settings_are_one_sentence_that_names_the_field(override, named, t
     with pytest.raises(PlanError, match=named) as caught:
         plan([override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("loss", "advised"), [("softmax", "logistic"), ("logistic", "")])
+def test_the_loss_that_is_advised_is_one_that_these_labels_take(loss, advised, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["task=digits", "model.width=8", f"trainer.loss={loss}"]
+    if not advised:
+        assert len(plan(arguments)) == 1
+        return
+    with pytest.raises(PlanError, match=f"use {advised}"):
+        plan(arguments)
 
 
 def test_a_bad_last_cell_is_found_before_the_first_trains(tmp_path):
