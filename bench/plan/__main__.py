@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from bench.plan.cells import PlanError, Planned, plan
+from bench.plan.commandline import parse
 from bench.plan.estimate import Estimate, estimates
 from bench.plan.state import State, state
 
@@ -22,11 +23,10 @@ _SOURCES = {
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code: 0, or 2 (wrong settings: one sentence)."""
-    arguments = list(arguments) or ["experiment=after_kernel"]
-    flags = [a for a in arguments if a in ("-m", "--multirun")]
     torch.set_num_threads(1)  # as a cell does
     try:
-        cells = plan([a for a in arguments if a not in flags], multirun=bool(flags))
+        overrides, flags = parse(arguments)
+        cells = plan(overrides, multirun=bool(flags))
     except PlanError as error:
         print(f"widebench: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,7 @@
 """``python -m bench`` from the outside: settings refused before training, results, resumption."""
 
+import contextlib
+import io
 import os
 import random
 import signal
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import store
+from bench import run, store
 from bench.plan import CONF, PlanError, plan
+from bench.plan import __main__ as plan_command
 
 SMALL = [
     "-m", "task=staircase", "task.d=8", "task.n_train=24", "task.n_test=40", "trainer.tolerance=1e-2",
@@ -92,6 +95,50 @@ def test_every_experiment_composes(name, tmp_path, monkeypatch, request):
 def test_the_command_line_replaces_a_swept_axis(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(plan(["experiment=after_kernel", "model.width=8"])) == 9
+
+
+@pytest.mark.parametrize("main", [run.main, plan_command.main])
+def test_arguments_that_do_not_say_what_is_done_keep_the_default_experiment(main, monkeypatch):
+    def seen(overrides, multirun=False):
+        raise PlanError(f"{multirun} {' '.join(overrides)}")
+
+    monkeypatch.setattr(sys.modules[main.__module__], "plan", seen)
+    for arguments, meant in (
+        ([], "False experiment=after_kernel"),
+        (
+            ["tracking=disabled", "runs=x", "report=null", "force=true", "seeds.data=1", "hydra/launcher=joblib"],
+            "after",
+        ),
+        (["-m", "+hydra.launcher.n_jobs=1"], "True experiment=after_kernel +hydra"),
+        (["task=digits", "runs=x"], "False task=digits runs=x"),
+        (["experiment=quick", "seeds.init=1"], "False experiment=quick seeds.init=1"),
+    ):
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            assert main(arguments) == 2
+        assert meant in err.getvalue()
+
+
+@pytest.mark.parametrize("main", [run.main, plan_command.main])
+@pytest.mark.parametrize("arguments", [["--config-dir=conf", "task=cubes"], ["-cd", "conf"], ["--run"], ["foo"]])
+def test_what_would_go_round_the_plan_is_refused(main, arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert arguments[0].partition("=")[0] in captured.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "task=digits"], ["--cfg=job", "--resolve"]])
+def test_hydra_shows_what_it_is_asked_for(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = run.main(arguments)
+    except SystemExit as ended:  # as Hydra ends --help
+        code = ended.code
+    assert code == 0
+    assert "task" in capsys.readouterr().out
 
 
 @pytest.mark.slow
