@@ -10,11 +10,16 @@ from pathlib import Path
 
 import torch
 
+from bench.arguments import helped
 from bench.plan.cells import PlanError, Planned, plan
 from bench.plan.commandline import parse
 from bench.plan.estimate import Estimate, estimates
 from bench.plan.state import State, state
 
+_USE = (
+    "use python -m bench.plan [-m] [key=value ...], with the settings of python -m bench, as in task=digits "
+    "model.width=256; python -m bench --help lists them. Nothing is trained."
+)
 _SOURCES = {
     "records": "the speed of {} from records of earlier runs here",
     "measured": "the speed of {} from a short measurement just now",
@@ -23,6 +28,7 @@ _SOURCES = {
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code: 0, or 2 (wrong settings: one sentence)."""
+    helped(arguments, _USE)
     torch.set_num_threads(1)  # as a cell does
     try:
         overrides, flags = parse(arguments)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from bench.arguments import HELP
 from bench.plan.cells import PlanError
 
 DEFAULT = "experiment=after_kernel"
-HELP = ("-h", "--help")
 MULTIRUN = ("-m", "--multirun")
 _SHOWN = (*HELP, "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")
 """Hydra's flags that show something and run nothing."""
