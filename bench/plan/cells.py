@@ -108,7 +108,11 @@ def build(config: DictConfig) -> Cell:
             loss_of(trainer.loss).check(task.y_train)
     except ValueError as error:
         raise PlanError(str(error)) from error
-    decided = {name: OmegaConf.to_container(config[name], resolve=True) for name in ("task", "model", "trainer")}
+    decided: dict[str, Any] = {
+        name: OmegaConf.to_container(config[name], resolve=True) for name in ("task", "model", "trainer")
+    }
+    if decided["trainer"].get("method") == "auto":  # as in the records from before it was a setting
+        del decided["trainer"]["method"]
     kind = str(config.model._target_).rpartition(".")[2]
     width = _width(model)
     settings = {

@@ -141,6 +141,17 @@ def test_hydra_shows_what_it_is_asked_for(arguments, capsys, tmp_path, monkeypat
     assert "task" in capsys.readouterr().out
 
 
+def test_the_method_is_a_setting_and_its_default_names_no_other_cell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["task=staircase", "model.width=8"]
+    default, loop, before = (plan([*small, *more])[0] for more in ([], ["trainer.method=loop"], ["~trainer.method"]))
+    assert default.config.trainer.method == "auto"
+    assert default.name == before.name
+    assert default.settings == before.settings
+    assert loop.settings["trainer"]["method"] == "loop"
+    assert loop.name != default.name
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
