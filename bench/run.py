@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from bench import progress, store, tracking
 from bench.environment import environment, flops_per_step, process_name
 from bench.launch import is_apart, launch
-from bench.plan import CONF, PlanError, Planned, build, build_study, parse, plan, shows, state
+from bench.plan import CONF, PlanError, Planned, build, build_study, parse, plan, search_own, shows, state
 from bench.record import Record
 from bench.report import text_table, write_report
 from bench.report.panels import text_list
@@ -84,6 +84,7 @@ def _report(cells: Sequence[Planned]) -> None:
 
 def _hydra(arguments: Sequence[str]) -> None:
     before, sys.argv = sys.argv, ["python -m bench", *arguments]
+    search_own()
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     finally:

@@ -25,6 +25,7 @@ from bench.compare import Comparison
 from bench.config import check
 from bench.losses import loss_of
 from bench.networks import width_of
+from bench.plan.own import CONF, search_own
 from bench.predict import JITTER
 from bench.studies.cell import Cell
 from bench.studies.named import shapes_of
@@ -35,8 +36,6 @@ from tasks.task import Task
 
 _EXTRAS = {"ray": "ray", "submitit_slurm": "slurm"}
 """Launchers that packages bring which are not always installed."""
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class PlanError(Exception):
@@ -70,6 +69,7 @@ def plan(arguments: Sequence[str], multirun: bool = False) -> list[Planned]:
     Raises:
         PlanError: a cell that cannot run; nothing has been trained.
     """
+    search_own()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cells = [_planned(overrides) for overrides in _expand(arguments, multirun)]

@@ -152,6 +152,33 @@ def test_the_method_is_a_setting_and_its_default_names_no_other_cell(tmp_path, m
     assert loop.name != default.name
 
 
+OWN = "_target_: tasks.hypercube.staircase\nd: 8\ndegree: 2\nn_train: 16\nn_test: 24\nseed: 0\nnoise: 0.0\n"
+
+
+def test_settings_of_the_current_folder_are_found(tmp_path, monkeypatch):
+    file = tmp_path / "conf" / "task" / "cubes.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    cell = plan(["task=cubes"])[0]
+    assert cell.config.task.n_train == 16
+    assert cell.config.model._target_  # beside the package's own
+    monkeypatch.chdir(CONF.parent)
+    with pytest.raises(PlanError, match="Unknown task 'cubes'"):
+        plan(["task=cubes", f"runs={tmp_path}", f"report={tmp_path}"])
+
+
+@pytest.mark.slow
+def test_workers_find_the_settings_of_the_current_folder(tmp_path):
+    file = tmp_path / "conf" / "task" / "cubes.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(OWN)
+    small = ["trainer.tolerance=1e-1", "tracking=disabled", "report=null", "seeds.data=1", "seeds.init=1"]
+    done = bench(["-m", "task=cubes", "model.width=8,12", "hydra/launcher=joblib", *small], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/*/record.json"))) == 2
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
