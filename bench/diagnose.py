@@ -308,7 +308,7 @@ def main(arguments: Sequence[str]) -> int:
     """``python -m bench.diagnose``. Returns 0, or 2 where the settings are wrong: one sentence says which."""
     from bench import store
     from bench.arguments import helped
-    from bench.plan import PlanError, build, plan
+    from bench.plan import PlanError, build, check_settings, plan
     from bench.studies import cell as study
 
     helped(arguments, _USE)
@@ -317,7 +317,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if any(argument.startswith("tasks=") for argument in arguments):
             return _every_task(arguments)
-        planned = plan(arguments)
+        for argument in arguments:
+            if argument.startswith("-"):
+                raise PlanError(f"bench.diagnose takes the settings of one cell, and no flag {argument}.")
+        check_settings(arguments)
+        planned = plan(arguments, multirun=True)  # several are refused below
         if len(planned) > 1:
             raise PlanError("bench.diagnose takes one cell: give each setting one value.")
         if planned[0].request is not None:

@@ -71,6 +71,7 @@ def plan(arguments: Sequence[str], multirun: bool = False) -> list[Planned]:
     """
     search_own()
     try:
+        _check_groups(arguments)
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cells = [_planned(overrides) for overrides in _expand(arguments, multirun)]
     except (HydraException, OmegaConfBaseException) as error:
@@ -261,6 +262,15 @@ def _card(
         "optimiser": "full-batch gradient descent" + (", accelerated" if trainer.accelerated else ""),
         "seeds": {"data": config.seeds.data, "init": config.seeds.init},
     }  # fmt: skip
+
+
+def _check_groups(arguments: Sequence[str]) -> None:
+    """Hydra has no sentence for a number where a file is to be named."""
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        group, value = override.key_or_group, None if override.is_sweep_override() else override.value()
+        if (CONF / group).is_dir() and isinstance(value, bool | int | float | dict):
+            names = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+            raise PlanError(f"Unknown {group} '{value}'. Available: {names}.")
 
 
 def _check_launcher(arguments: Sequence[str]) -> None:

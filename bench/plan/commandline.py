@@ -42,12 +42,17 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for flag in flags:
         if flag not in MULTIRUN:
             raise PlanError(f"Unknown flag {flag}: beside settings (key=value) there are -m and --help.")
-    for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise PlanError(f"'{override}' is no setting: write key=value, as in task=digits or model.width=256.")
+    check_settings(overrides)
     if all(_root(override) in _ASIDE for override in overrides):
         overrides = [DEFAULT, *overrides]
     return overrides, flags
+
+
+def check_settings(overrides: Sequence[str]) -> None:
+    """Raises: PlanError where an argument is no setting."""
+    for override in overrides:
+        if not override.partition("=")[0] or ("=" not in override and not override.startswith("~")):
+            raise PlanError(f"'{override}' is no setting: write key=value, as in task=digits or model.width=256.")
 
 
 def _root(override: str) -> str:

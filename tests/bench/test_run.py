@@ -55,7 +55,10 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("compare.after.targets=[f_T]", "targets"), ("compare.after.base=f_T", "any kernel matches"),
         ("compare.infinite.ridge=-1", "ridge"), ("seeds.data=many", "seeds.data"), ("report=/dev/null/x", "report"),
         ("force=perhaps", "force"), ("+speed=fast", "speed"), ("trainer.device=cuda:7", "device"),
-        ("trainer.device=tpu", "device"), ("trainer.loss=logistic", "use mse"), ("trainer.loss=softmax", "use mse"),
+        ("trainer.device=tpu", "device"),
+        ("seeds=12", "seeds.data and seeds.init"), ("study=foo", "experiment=.*peak"),
+        ("trainer=3", "trainer '3'. .*adam"),
+        ("trainer.loss=logistic", "use mse"), ("trainer.loss=softmax", "use mse"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_sentence_that_names_the_field(override, named, tmp_path, monkeypatch):
