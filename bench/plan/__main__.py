@@ -75,7 +75,8 @@ def _sum(states: Sequence[State], costs: Sequence[Estimate | None]) -> list[str]
         ]
     seconds, processes = [cost.seconds for cost in to_run], min(os.cpu_count() or 1, len(to_run))
     wall = max(sum(seconds) / processes, *seconds)
-    text = f"{len(to_run)} cells to run, {done} done. About {duration(sum(seconds))} of one process"
+    most = "At most" if any(cost.bound for cost in to_run) else "About"
+    text = f"{len(to_run)} cells to run, {done} done. {most} {duration(sum(seconds))} of one process"
     if processes > 1 and not torch.cuda.is_available():
         text += f", {duration(wall)} with {processes} at once"
     lines = [f"{text}; up to {size(max(cost.bytes for cost in to_run))} a process."]
