@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -49,6 +50,7 @@ class Settings:
 
 def check(config: DictConfig) -> None:
     """Raises: ValueError, one sentence that names the field, where a setting is unknown or of another type."""
+    _check_groups(config)
     try:
         settings: Any = OmegaConf.merge(OmegaConf.structured(Settings), config)
     except OmegaConfBaseException as error:
@@ -60,3 +62,20 @@ def check(config: DictConfig) -> None:
     for name in ("runs", "report"):
         if settings[name] == "":
             raise ValueError(f"{name} must name a folder.")
+
+
+def _check_groups(config: DictConfig) -> None:
+    """Raises: ValueError where a group of settings is one value instead."""
+    for name, instead in (
+        ("seeds", f"set seeds.data and seeds.init, whole numbers from 1 to {MOST_SEEDS}"),
+        ("study", "name a shipped one by experiment=" + "|".join(_studies())),
+    ):
+        value = config.get(name)
+        if not (value is None and name == "study") and not OmegaConf.is_dict(value):
+            raise ValueError(f"{name} is a group of settings and cannot be {value!r}: {instead}.")
+
+
+def _studies() -> list[str]:
+    """The experiments of the package that are studies."""
+    files = sorted((Path(__file__).resolve().parents[1] / "conf" / "experiment").glob("*.yaml"))
+    return [file.stem for file in files if "\nstudy:" in file.read_text()]

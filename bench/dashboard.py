@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import store
 from bench.arguments import settings
+from bench.plan import CONF
 from bench.tracking import TIME, logged_in
 from bench.trained import Member
 
@@ -47,13 +49,16 @@ def main(arguments: Sequence[str]) -> int:
         chosen = settings(arguments, _DEFAULTS, _USE)
         if importlib.util.find_spec("wandb_workspaces") is None:
             raise ValueError("Dashboards need one more package: pip install -c constraints.txt -e '.[wandb]'.")
-        if not chosen["json"] and not logged_in():
+        if not chosen["entity"]:
+            raise ValueError(f"The user or team that the project belongs to must be named by entity=NAME: {_USE}.")
+        _check_experiment(chosen["experiment"])
+        if chosen["json"]:
+            store.check_writable("json", Path(chosen["json"]))
+        elif not logged_in():
             raise ValueError(
                 "Saving a dashboard needs a W&B account: run `wandb login` or set WANDB_API_KEY, or use json=FILE to "
                 "write its specification to a file."
             )
-        if not chosen["entity"]:
-            raise ValueError(f"The user or team that the project belongs to must be named by entity=NAME: {_USE}.")
         made = workspace(chosen["entity"], chosen["project"], chosen["experiment"])
         if chosen["json"]:
             store.write_json(Path(chosen["json"]), specification(made))
@@ -69,6 +74,15 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     print(f"Dashboard: {made.url}")
     return 0
+
+
+def _check_experiment(name: str) -> None:
+    """Raises: ValueError where neither the package nor ``./conf`` has such an experiment, by which runs are grouped."""
+    known = sorted({file.stem for conf in (CONF, Path("conf")) for file in (conf / "experiment").glob("*.yaml")})
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"Unknown experiment '{name}'.{hint} Available: {', '.join(known)}.")
 
 
 def workspace(entity: str, project: str, experiment: str) -> Workspace:

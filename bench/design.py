@@ -7,6 +7,7 @@ Prints the certificate, draws the activation, its kernel and the error, and save
 from __future__ import annotations
 
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,16 +26,20 @@ USE = (
 )
 DEFAULTS = {"target": "", "kind": "ntk", "basis": "auto", "knots": "auto", "radius": "1.0", "out": "designs"}
 DPI = 150
+DEEPEST = 20
+"""Hidden layers of relu:L: the kernels of deeper ones are flat but for the diagonal, and no design comes near."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns 0, or 2 where the settings are wrong: one sentence says which."""
     try:
         chosen = _settings(arguments)
+        target = _target(chosen["target"])
+        _check_out(Path(chosen["out"]))  # shows now, not after the work
         with warnings.catch_warnings(record=True) as cautions:
             warnings.simplefilter("always", UserWarning)
             made = design(
-                _target(chosen["target"]),
+                target,
                 chosen["kind"],
                 chosen["basis"],
                 _number("knots", chosen["knots"], int) if chosen["knots"] != "auto" else "auto",
@@ -63,6 +68,9 @@ def _settings(arguments: Sequence[str]) -> dict[str, str]:
 def _target(text: str) -> str | list[float]:
     """A name, or coefficients separated by commas."""
     if ":" in text:
+        name, _, depth = text.partition(":")
+        if name == "relu" and depth.isdecimal() and int(depth) > DEEPEST:
+            raise ValueError(f"target={text}: L in relu:L must be a whole number from 1 to {DEEPEST}.")
         return text
     try:
         return [float(part) for part in text.split(",")]
@@ -75,6 +83,13 @@ def _number(field: str, text: str, kind: type) -> Any:
         return kind(text)
     except ValueError:
         raise ValueError(f"{field}={text} is no number: {USE}.") from None
+
+
+def _check_out(out: Path) -> None:
+    """Raises: ValueError where no file could be written there; makes nothing."""
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"out={out} cannot be written: name another folder.")
 
 
 def _save(made: Design, name: str, out: Path) -> list[Path]:

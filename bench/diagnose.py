@@ -38,6 +38,11 @@ DEPARTS = 0.1  # difference of learnt shares from which a band is named in the v
 PRESENT = 0.01  # share of the target's power that a band must hold to be named
 SURE = 3.0  # standard deviations of permuted labels from which a kernel is called aligned
 
+_USE = (
+    "use python -m bench.diagnose [key=value ...], with the settings of python -m bench of one cell, as in task=digits "
+    "model.width=256; or python -m bench.diagnose tasks=all [runs=DIR]"
+)
+
 Kernel = Callable[[Tensor], Tensor]
 
 
@@ -302,17 +307,27 @@ def _shown(value: float) -> str:
 def main(arguments: Sequence[str]) -> int:
     """``python -m bench.diagnose``. Returns 0, or 2 where the settings are wrong: one sentence says which."""
     from bench import store
-    from bench.plan import PlanError, build, plan
+    from bench.arguments import helped
+    from bench.plan import PlanError, build, check_settings, plan
     from bench.studies import cell as study
 
+    helped(arguments, _USE)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     try:
         if any(argument.startswith("tasks=") for argument in arguments):
             return _every_task(arguments)
-        planned = plan(arguments)
+        for argument in arguments:
+            if argument.startswith("-"):
+                raise PlanError(f"bench.diagnose takes the settings of one cell, and no flag {argument}.")
+        check_settings(arguments)
+        planned = plan(arguments, multirun=True)  # several are refused below
         if len(planned) > 1:
             raise PlanError("bench.diagnose takes one cell: give each setting one value.")
+        if planned[0].request is not None:
+            raise PlanError(
+                f"{planned[0].config.name} is a study; bench.diagnose takes a cell: name a task and a model."
+            )
         cell = build(planned[0].config)
     except (PlanError, ValueError) as error:
         print(f"widebench: {error}", file=sys.stderr)

@@ -95,7 +95,8 @@ class Softmax:
 
     def check(self, y: Tensor) -> None:
         if y.shape[1] < 2:
-            raise ValueError("trainer.loss=softmax needs two outputs or more, and the task has one: use logistic.")
+            other = "logistic" if y.is_meta or bool((y.abs() == 1).all()) else "mse"
+            raise ValueError(f"trainer.loss=softmax needs two outputs or more, and the task has one: use {other}.")
         if not y.is_meta and bool(((y == y.amax(1, keepdim=True)).sum(1) != 1).any()):
             raise ValueError("trainer.loss=softmax needs one largest label in every row: use mse.")
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from bench import progress, store, tracking
 from bench.environment import environment, flops_per_step, process_name
 from bench.launch import is_apart, launch
-from bench.plan import CONF, PlanError, Planned, build, build_study, plan, state
+from bench.plan import CONF, PlanError, Planned, build, build_study, parse, plan, search_own, shows, state
 from bench.record import Record
 from bench.report import text_table, write_report
 from bench.report.panels import text_list
@@ -38,15 +38,13 @@ def main(arguments: Sequence[str]) -> int:
     After SIGTERM (a cluster's preemption) the state of what was training is written, its record says "interrupted", and
     the process ends with 75 (``savepoint.EXIT_CODE``): the same command goes on from there.
     """
-    arguments = list(arguments) or ["experiment=after_kernel"]
-    flags = [a for a in arguments if a.startswith("-")]
-    overrides = [a for a in arguments if a not in flags]
-    if set(flags) - {"-m", "--multirun"}:  # --help, --cfg job: Hydra's own
-        _hydra(arguments)
-        return 0
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread a process, and the same bits on every machine
     started = time.perf_counter()
     try:
+        if shows(arguments):  # --help, --cfg job: Hydra's own
+            _hydra(arguments)
+            return 0
+        overrides, flags = parse(arguments)
         cells = plan(overrides, multirun=bool(flags))
     except PlanError as error:
         print(f"widebench: {error}", file=sys.stderr)
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         with progress.watch([progress.Job(p.folder, p.work) for p in missing]):
             try:
                 launch(missing, overrides, flags, _hydra)
-            except RuntimeError as error:
+            except (PlanError, RuntimeError) as error:
                 print(f"widebench: {error}", file=sys.stderr)
     records = [_read(p) for p in cells]
     for of_study, text in ((False, text_table), (True, text_list)):
@@ -86,6 +84,7 @@ def _report(cells: Sequence[Planned]) -> None:
 
 def _hydra(arguments: Sequence[str]) -> None:
     before, sys.argv = sys.argv, ["python -m bench", *arguments]
+    search_own()
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     finally:
@@ -98,10 +97,14 @@ def job(config: DictConfig) -> None:
     started = time.perf_counter()
     if progress.stopping():
         return
-    if config.study is not None:
-        _study(config, started)
+    try:
+        if config.study is not None:
+            _study(config, started)
+            return
+        cell = build(config)
+    except PlanError as error:  # what the plan found has changed since
+        print(f"widebench: {error}", file=sys.stderr, flush=True)
         return
-    cell = build(config)
     folder = Path(config.runs) / cell.name
     if is_apart(folder):
         return

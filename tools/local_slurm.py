@@ -145,10 +145,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1 or missing():
+    helped = any(argument in ("-h", "--help") for argument in arguments)
+    if helped or len(arguments) != 1 or arguments[0].startswith("-") or missing():
         print("use python tools/local_slurm.py FOLDER; it needs Debian's slurm-wlm and munge "
-              f"(missing here: {', '.join(missing()) or 'nothing'})", file=sys.stderr)  # fmt: skip
-        return 2
+              f"(missing here: {', '.join(missing()) or 'nothing'})",
+              file=sys.stdout if helped else sys.stderr)  # fmt: skip
+        return 0 if helped else 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C
     with local_slurm(Path(arguments[0])) as environment:
         for name in ("SLURM_CONF", "PATH"):

@@ -63,9 +63,9 @@ def choose(known: Mapping[str, Item], patterns: Sequence[str]) -> list[Item]:
     for pattern in patterns or ["*"]:
         matching = {name: known[name] for name in known if fnmatch.fnmatchcase(name, pattern)}
         if not matching:
-            near = difflib.get_close_matches(pattern, known, 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"Unknown claim '{pattern}'.{hint} Available: {', '.join(known)}.")
+            near = difflib.get_close_matches(pattern.rstrip("*-"), known, 3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"Unknown claim '{pattern}'.{hint} --list names all {len(known)} of them.")
         chosen |= matching
     return list(chosen.values())
 

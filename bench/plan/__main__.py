@@ -10,10 +10,16 @@ from pathlib import Path
 
 import torch
 
+from bench.arguments import helped
 from bench.plan.cells import PlanError, Planned, plan
+from bench.plan.commandline import parse
 from bench.plan.estimate import Estimate, estimates
 from bench.plan.state import State, state
 
+_USE = (
+    "use python -m bench.plan [-m] [key=value ...], with the settings of python -m bench, as in task=digits "
+    "model.width=256; python -m bench --help lists them. Nothing is trained."
+)
 _SOURCES = {
     "records": "the speed of {} from records of earlier runs here",
     "measured": "the speed of {} from a short measurement just now",
@@ -22,11 +28,11 @@ _SOURCES = {
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code: 0, or 2 (wrong settings: one sentence)."""
-    arguments = list(arguments) or ["experiment=after_kernel"]
-    flags = [a for a in arguments if a in ("-m", "--multirun")]
+    helped(arguments, _USE)
     torch.set_num_threads(1)  # as a cell does
     try:
-        cells = plan([a for a in arguments if a not in flags], multirun=bool(flags))
+        overrides, flags = parse(arguments)
+        cells = plan(overrides, multirun=bool(flags))
     except PlanError as error:
         print(f"widebench: {error}", file=sys.stderr)
         return 2
@@ -69,7 +75,8 @@ def _sum(states: Sequence[State], costs: Sequence[Estimate | None]) -> list[str]
         ]
     seconds, processes = [cost.seconds for cost in to_run], min(os.cpu_count() or 1, len(to_run))
     wall = max(sum(seconds) / processes, *seconds)
-    text = f"{len(to_run)} cells to run, {done} done. About {duration(sum(seconds))} of one process"
+    most = "At most" if any(cost.bound for cost in to_run) else "About"
+    text = f"{len(to_run)} cells to run, {done} done. {most} {duration(sum(seconds))} of one process"
     if processes > 1 and not torch.cuda.is_available():
         text += f", {duration(wall)} with {processes} at once"
     lines = [f"{text}; up to {size(max(cost.bytes for cost in to_run))} a process."]

@@ -23,7 +23,9 @@ from torch import nn
 from bench import store, tracking
 from bench.compare import Comparison
 from bench.config import check
+from bench.losses import loss_of
 from bench.networks import width_of
+from bench.plan.own import CONF, search_own
 from bench.predict import JITTER
 from bench.studies.cell import Cell
 from bench.studies.named import shapes_of
@@ -34,8 +36,6 @@ from tasks.task import Task
 
 _EXTRAS = {"ray": "ray", "submitit_slurm": "slurm"}
 """Launchers that packages bring which are not always installed."""
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class PlanError(Exception):
@@ -69,7 +69,9 @@ def plan(arguments: Sequence[str], multirun: bool = False) -> list[Planned]:
     Raises:
         PlanError: a cell that cannot run; nothing has been trained.
     """
+    search_own()
     try:
+        _check_groups(arguments)
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cells = [_planned(overrides) for overrides in _expand(arguments, multirun)]
     except (HydraException, OmegaConfBaseException) as error:
@@ -103,9 +105,15 @@ def build(config: DictConfig) -> Cell:
     ]
     try:
         trainer.check(model)
+        for task in tasks:
+            loss_of(trainer.loss).check(task.y_train)
     except ValueError as error:
         raise PlanError(str(error)) from error
-    decided = {name: OmegaConf.to_container(config[name], resolve=True) for name in ("task", "model", "trainer")}
+    decided: dict[str, Any] = {
+        name: OmegaConf.to_container(config[name], resolve=True) for name in ("task", "model", "trainer")
+    }
+    if decided["trainer"].get("method") == "auto":  # as in the records from before it was a setting
+        del decided["trainer"]["method"]
     kind = str(config.model._target_).rpartition(".")[2]
     width = _width(model)
     settings = {
@@ -254,6 +262,15 @@ def _card(
         "optimiser": "full-batch gradient descent" + (", accelerated" if trainer.accelerated else ""),
         "seeds": {"data": config.seeds.data, "init": config.seeds.init},
     }  # fmt: skip
+
+
+def _check_groups(arguments: Sequence[str]) -> None:
+    """Hydra has no sentence for a number where a file is to be named."""
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        group, value = override.key_or_group, None if override.is_sweep_override() else override.value()
+        if (CONF / group).is_dir() and isinstance(value, bool | int | float | dict):
+            names = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+            raise PlanError(f"Unknown {group} '{value}'. Available: {names}.")
 
 
 def _check_launcher(arguments: Sequence[str]) -> None:

@@ -49,6 +49,9 @@ def test_without_the_extra_or_an_account_it_is_one_sentence(
 
     assert "wandb login" in refused("entity=me")
     assert "entity=NAME" in refused("json=x")
+    assert "entity=NAME" in refused()  # before an account is asked for
+    assert "Did you mean 'width'" in refused("entity=me", "experiment=widht")
+    assert "cannot be written" in refused("entity=me", f"json={tmp_path}")
     assert "Unknown argument 'team=me'" in refused("team=me")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setattr(dashboard.importlib.util, "find_spec", lambda name: None)

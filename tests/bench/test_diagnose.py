@@ -164,3 +164,27 @@ def test_it_ranks_fashion_mnist_pairs_by_test_error(data_folder):
     assert spearmanr(power, error).statistic < -0.85
     assert spearmanr(predicted, error).statistic > 0.95
     assert spearmanr(left_out, error).statistic > 0.85
+
+
+def test_a_study_is_refused(tmp_path, capsys):
+    assert main(["experiment=peak", f"runs={tmp_path}", f"report={tmp_path}"]) == 2
+    captured = capsys.readouterr()
+    assert "is a study; bench.diagnose takes a cell" in captured.err
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-m", "task=staircase"], "no flag -m"), (["digits"], "'digits' is no setting"),
+        (["model.width=8,16"], "takes one cell"),
+    ],
+)  # fmt: skip
+def test_many_cells_are_refused_in_one_sentence(arguments, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "add -m" not in said
+    assert said.count("\n") == 1

@@ -9,8 +9,8 @@ from test_run import SMALL, bench
 
 from bench import store
 from bench.plan import plan, state
-from bench.plan.__main__ import duration, main, size
-from bench.plan.estimate import estimates, lazy_steps
+from bench.plan.__main__ import duration, main, size, table
+from bench.plan.estimate import Estimate, estimates, lazy_steps
 from bench.record import Record
 from bench.train import Trainer
 from bench.trained import members, seed_of
@@ -132,3 +132,11 @@ def test_figures_are_written_with_two_digits():
     assert [duration(x) for x in (0.04, 3.21, 25.4, 119, 130, 8000, 2e5)] == [
         "0.0 s", "3.2 s", "25 s", "119 s", "2.2 min", "2.2 h", "2.3 d"]  # fmt: skip
     assert [size(x) for x in (5.5e8, 1.2e9, 3.4e13)] == ["550 MB", "1.2 GB", "34 TB"]
+
+
+@pytest.mark.parametrize(("bound", "says"), [(True, "At most 60 s"), (False, "About 60 s")])
+def test_a_sum_of_bounds_is_called_one(bound, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = plan(["task=staircase", "model.width=8"])
+    cost = Estimate(60.0, 1e9, 700, "measured", bound)
+    assert says in table(cells, [state(cells[0])], [cost])

@@ -1,5 +1,7 @@
 """``python -m bench`` from the outside: settings refused before training, results, resumption."""
 
+import contextlib
+import io
 import os
 import random
 import signal
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import store
+from bench import run, store
 from bench.plan import CONF, PlanError, plan
+from bench.plan import __main__ as plan_command
 
 SMALL = [
     "-m", "task=staircase", "task.d=8", "task.n_train=24", "task.n_test=40", "trainer.tolerance=1e-2",
@@ -53,6 +56,9 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("compare.infinite.ridge=-1", "ridge"), ("seeds.data=many", "seeds.data"), ("report=/dev/null/x", "report"),
         ("force=perhaps", "force"), ("+speed=fast", "speed"), ("trainer.device=cuda:7", "device"),
         ("trainer.device=tpu", "device"),
+        ("seeds=12", "seeds.data and seeds.init"), ("study=foo", "experiment=.*peak"),
+        ("trainer=3", "trainer '3'. .*adam"),
+        ("trainer.loss=logistic", "use mse"), ("trainer.loss=softmax", "use mse"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_sentence_that_names_the_field(override, named, tmp_path, monkeypatch):
@@ -60,6 +66,17 @@ def test_wrong_settings_are_one_sentence_that_names_the_field(override, named, t
     with pytest.raises(PlanError, match=named) as caught:
         plan([override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("loss", "advised"), [("softmax", "logistic"), ("logistic", "")])
+def test_the_loss_that_is_advised_is_one_that_these_labels_take(loss, advised, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["task=digits", "model.width=8", f"trainer.loss={loss}"]
+    if not advised:
+        assert len(plan(arguments)) == 1
+        return
+    with pytest.raises(PlanError, match=f"use {advised}"):
+        plan(arguments)
 
 
 def test_a_bad_last_cell_is_found_before_the_first_trains(tmp_path):
@@ -81,6 +98,88 @@ def test_every_experiment_composes(name, tmp_path, monkeypatch, request):
 def test_the_command_line_replaces_a_swept_axis(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(plan(["experiment=after_kernel", "model.width=8"])) == 9
+
+
+@pytest.mark.parametrize("main", [run.main, plan_command.main])
+def test_arguments_that_do_not_say_what_is_done_keep_the_default_experiment(main, monkeypatch):
+    def seen(overrides, multirun=False):
+        raise PlanError(f"{multirun} {' '.join(overrides)}")
+
+    monkeypatch.setattr(sys.modules[main.__module__], "plan", seen)
+    for arguments, meant in (
+        ([], "False experiment=after_kernel"),
+        (
+            ["tracking=disabled", "runs=x", "report=null", "force=true", "seeds.data=1", "hydra/launcher=joblib"],
+            "after",
+        ),
+        (["-m", "+hydra.launcher.n_jobs=1"], "True experiment=after_kernel +hydra"),
+        (["task=digits", "runs=x"], "False task=digits runs=x"),
+        (["experiment=quick", "seeds.init=1"], "False experiment=quick seeds.init=1"),
+    ):
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            assert main(arguments) == 2
+        assert meant in err.getvalue()
+
+
+@pytest.mark.parametrize("main", [run.main, plan_command.main])
+@pytest.mark.parametrize("arguments", [["--config-dir=conf", "task=cubes"], ["-cd", "conf"], ["--run"], ["foo"]])
+def test_what_would_go_round_the_plan_is_refused(main, arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert arguments[0].partition("=")[0] in captured.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "task=digits"], ["--cfg=job", "--resolve"]])
+def test_hydra_shows_what_it_is_asked_for(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = run.main(arguments)
+    except SystemExit as ended:  # as Hydra ends --help
+        code = ended.code
+    assert code == 0
+    assert "task" in capsys.readouterr().out
+
+
+def test_the_method_is_a_setting_and_its_default_names_no_other_cell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["task=staircase", "model.width=8"]
+    default, loop, before = (plan([*small, *more])[0] for more in ([], ["trainer.method=loop"], ["~trainer.method"]))
+    assert default.config.trainer.method == "auto"
+    assert default.name == before.name
+    assert default.settings == before.settings
+    assert loop.settings["trainer"]["method"] == "loop"
+    assert loop.name != default.name
+
+
+OWN = "_target_: tasks.hypercube.staircase\nd: 8\ndegree: 2\nn_train: 16\nn_test: 24\nseed: 0\nnoise: 0.0\n"
+
+
+def test_settings_of_the_current_folder_are_found(tmp_path, monkeypatch):
+    file = tmp_path / "conf" / "task" / "cubes.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    cell = plan(["task=cubes"])[0]
+    assert cell.config.task.n_train == 16
+    assert cell.config.model._target_  # beside the package's own
+    monkeypatch.chdir(CONF.parent)
+    with pytest.raises(PlanError, match="Unknown task 'cubes'"):
+        plan(["task=cubes", f"runs={tmp_path}", f"report={tmp_path}"])
+
+
+@pytest.mark.slow
+def test_workers_find_the_settings_of_the_current_folder(tmp_path):
+    file = tmp_path / "conf" / "task" / "cubes.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(OWN)
+    small = ["trainer.tolerance=1e-1", "tracking=disabled", "report=null", "seeds.data=1", "seeds.init=1"]
+    done = bench(["-m", "task=cubes", "model.width=8,12", "hydra/launcher=joblib", *small], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/*/record.json"))) == 2
 
 
 @pytest.mark.slow

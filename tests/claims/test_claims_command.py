@@ -107,6 +107,7 @@ def test_a_users_claims(mine: Path, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["no-such-claim"], "Unknown claim 'no-such-claim'"),
+        (["nope-*"], "Unknown claim 'nope-*'. --list names all"),
         (["--seeds", "1"], "--seeds must be"),
         (["--seeds", "0"], "--seeds must be"),
         (["--seeds", "-1"], "--seeds must be"),

@@ -144,7 +144,15 @@ def test_command(tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["relu:4"], ["target=relu"], ["target=relu:4", "knots=9"], ["target=1", "radius=big"], ["target=1,-1"]],
+    [
+        [],
+        ["relu:4"],
+        ["target=relu"],
+        ["target=relu:4", "knots=9"],
+        ["target=1", "radius=big"],
+        ["target=1,-1"],
+        ["target=relu:21"],
+    ],
 )
 def test_command_says_what_is_wrong(arguments, tmp_path, capsys) -> None:
     assert main([*arguments, f"out={tmp_path / 'new'}"]) == 2
@@ -152,3 +160,12 @@ def test_command_says_what_is_wrong(arguments, tmp_path, capsys) -> None:
     assert error.startswith("widebench: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("bench.design.design", None)
+    (tmp_path / "file").touch()
+    assert main(["target=relu:4", f"out={tmp_path / 'file' / 'new'}"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert error.count("\n") == 1
