@@ -214,8 +214,8 @@ class Trainer:
         return groups(members, cost, self.torch_device(), self.method)
 
     def check(self, model: nn.Module, members: Sequence[Member] = (), tasks: Sequence[Task] | None = None) -> None:
-        """Raises: ValueError where ``fit`` would; nothing is trained. ``tasks`` None: neither they nor the members' draws
-        are looked at."""
+        """Raises: ValueError where ``fit`` would; nothing is trained. ``tasks`` None: neither they nor the members'
+        draws are looked at."""
         if tasks is not None:
             check_draws(tasks, members)
         layers = weight_layers(model)
