@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import signal
 import threading
 import time
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from bench import store
+
+log = logging.getLogger(__name__)
 
 EXIT_CODE = 75
 """Of a process that SIGTERM ended when its state was written ("try again" in sysexits.h); the same command goes on."""
@@ -47,6 +50,7 @@ class Savepoint:
     seconds: float = SECONDS
     stop: Callable[[], bool] = lambda: False
     written: float = field(default_factory=time.monotonic)
+    warned: bool = False
 
     def load(self, key: str, device: torch.device) -> dict[str, Any] | None:
         """The state there; None where there is none, it is damaged, or it is of another descent."""
@@ -57,16 +61,21 @@ class Savepoint:
         return state if isinstance(state, dict) and state.get("key") == key else None
 
     def look(self, key: str, state: Callable[[], dict[str, Any]]) -> None:
-        """Write if it is time.
+        """Write if it is time; where the disk does not take it, log that once, and go on training.
 
         Raises:
-            Interrupted: the process was asked to end; the state is written.
+            Interrupted: the process was asked to end; the state is written (or, on a full disk, the one before it is).
         """
         stopping = self.stop()
         if stopping or time.monotonic() - self.written >= self.seconds:
             buffer = io.BytesIO()
             torch.save({**state(), "key": key}, buffer)
-            store.write_bytes(self.path, buffer.getvalue())
+            try:
+                store.write_bytes(self.path, buffer.getvalue())
+            except OSError as error:
+                if not self.warned:
+                    log.warning("The state of the training was not written, and it goes on without: %s.", error)
+                self.warned = True
             self.written = time.monotonic()
         if stopping:
             raise Interrupted

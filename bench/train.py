@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bench.agreement import check_draws, check_fit
 from bench.anchor import minimise
 from bench.batch import Batch
 from bench.checks import check_count, check_number, check_richness, check_step
@@ -161,7 +162,9 @@ class Trainer:
             progress: told now and then which share of the training is done.
 
         Raises:
-            ValueError: a model that this richness has no meaning for, or that cannot be re-initialised.
+            ValueError: tasks that are no list of tasks of one shape, or too few for the members; a model that does not
+                fit them, that does not use a parameter of its own, that this richness has no meaning for, or that
+                cannot be re-initialised.
         """
         return join(list(self.parts(model, tasks, members, progress)))
 
@@ -184,7 +187,7 @@ class Trainer:
             ValueError: as ``fit``.
             Interrupted: the process was asked to end, and the state is in the savepoint.
         """
-        self.check(model, members)
+        self.check(model, members, tasks)
         waiting, done, warned = self.batches(model, tasks, members), 0, False
         while waiting:
             batch = waiting.pop(0)
@@ -210,8 +213,11 @@ class Trainer:
         cost = Cost.of(model, tasks[0], DTYPES[self.dtype].itemsize, kept)
         return groups(members, cost, self.torch_device(), self.method)
 
-    def check(self, model: nn.Module, members: Sequence[Member] = ()) -> None:
-        """Raises: ValueError where ``fit`` would; nothing is trained."""
+    def check(self, model: nn.Module, members: Sequence[Member] = (), tasks: Sequence[Task] | None = None) -> None:
+        """Raises: ValueError where ``fit`` would; nothing is trained. ``tasks`` None: neither they nor the members'
+        draws are looked at."""
+        if tasks is not None:
+            check_draws(tasks, members)
         layers = weight_layers(model)
         if not layers:
             raise ValueError("The model has no layer with weights: nothing can be trained.")
@@ -245,6 +251,8 @@ class Trainer:
                     f"{name or type(model).__name__} holds parameters but has no reset_parameters(): "
                     "a member could not be initialised by its seed."
                 )
+        if tasks is not None:
+            check_fit(self.network(model), tasks[0], members)
 
     def gamma(self, model: nn.Module, richness: Richness | None = None) -> float:
         """The scale of the output, at the trainer's richness or another."""

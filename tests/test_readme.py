@@ -33,10 +33,13 @@ def test_the_five_lines_score_two_checkpoints(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "page.html").exists()
 
 
-def test_the_parts_work_alone():
+def test_the_parts_work_alone(capsys):
     names: dict = {}
     exec(CODE[1] + CODE[2], names)
-    assert {"K", "K_0", "scores", "spectrum"} <= set(names)
+    assert {"K", "K_0", "trained", "spectrum"} <= set(names)
+    printed = capsys.readouterr().out
+    assert "after/skill" in printed
+    assert "infinite_ntk/skill" in printed
 
 
 def test_a_task_of_ones_own(tmp_path, monkeypatch):

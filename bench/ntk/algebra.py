@@ -1,6 +1,11 @@
 """Solves and spectra of kernels in float64: dense, or by products with an operator; each with its residual checked.
 
-A kernel is a matrix [n, n], or [n, n, c, c] (then read as the sample-major matrix [n c, n c]).
+A kernel is a matrix [n, n], or [n, n, c, c] (then read as the sample-major matrix [n c, n c]). Right-hand sides y have
+one row a row of the matrix: [n c] (one side) or [n c, b] (b of them, each solved for itself); or y is [n, c], the
+targets of n samples with c outputs: one side, sample-major. The solution has the shape of y.
+
+A tolerance of None is sqrt(eps) of the precision of the products: 1.5e-8 for float64 and for any matrix (which is taken
+to float64 first), 3.5e-4 for an operator of a float32 network, whose products hold an error of some 1e-7 of |K|.
 """
 
 from __future__ import annotations
@@ -27,13 +32,16 @@ class Operator(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def dtype(self) -> torch.dtype: ...
+
     def __matmul__(self, other: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Solution:
-    """``x`` [n, b] with (K + ridge) x = y; ``residual``: |(K + ridge) x - y| / |y|, the largest of the b columns;
-    ``steps``: of conjugate gradients, 0 for a factorisation."""
+    """``x``, of the shape of y, with (K + ridge) x = y; ``residual``: |(K + ridge) x - y| / |y|, the largest of the
+    right-hand sides; ``steps``: of conjugate gradients, 0 for a factorisation."""
 
     x: Tensor
     residual: float
@@ -58,15 +66,17 @@ def as_matrix(kernel: Tensor) -> Tensor:
 
 
 def solve(kernel: Tensor, y: Tensor, ridge: float = 0.0) -> Solution:
-    """(K + ridge) x = y for y [n, b], by Cholesky factorisation in float64.
+    """(K + ridge) x = y for y [n c], [n c, b] or [n, c], by Cholesky factorisation in float64.
 
     A kernel that is singular to rounding is solved in the space of the eigenvalues above the ridge and rounding.
 
     Raises:
-        ValueError: a kernel that is not positive semidefinite beyond rounding, or a solution whose backward error,
-            |r| / (|K| |x| + |y|), is above the 10 n units of rounding that a stable solver stays below.
+        ValueError: a y of another shape, a kernel that is not positive semidefinite beyond rounding, or a solution
+            whose backward error, |r| / (|K| |x| + |y|), is above the 10 n units of rounding that a stable solver stays
+            below.
     """
-    K, y = as_matrix(kernel.double()), y.double()
+    shape, y = y.shape, _sides(kernel, y).double()
+    K = as_matrix(kernel.double())
     regularised = K + ridge * torch.eye(len(K), dtype=K.dtype, device=K.device)
     factor, info = torch.linalg.cholesky_ex(regularised)
     rounding = len(K) * torch.finfo(K.dtype).eps
@@ -74,16 +84,40 @@ def solve(kernel: Tensor, y: Tensor, ridge: float = 0.0) -> Solution:
     if int(info) == 0 and float(factor.diagonal().square().min()) > rounding * float(regularised.diagonal().max()):
         _check_semidefinite(K, ridge)
         x = torch.cholesky_solve(y, factor)
-        return _checked(regularised, x, y)
+        return _checked(regularised, x, y, shape)
     eigenvalues, vectors = _eigh(K)
     # Of a singular kernel the smallest eigenvalues are rounding noise: drop it.
     noise = max(ridge, rounding * float(eigenvalues[-1]))
     inverse = torch.where(eigenvalues > noise, 1 / (eigenvalues + ridge), 0.0)
     x = vectors @ (inverse[:, None] * (vectors.T @ y))
-    return Solution(x, _residual(regularised, x, y))
+    return Solution(x.reshape(shape), _residual(regularised, x, y))
 
 
-def _checked(matrix: Tensor, x: Tensor, y: Tensor) -> Solution:
+def _sides(kernel: Operator | Tensor, y: Tensor) -> Tensor:
+    """y as [n c, b]."""
+    outputs = kernel.shape[2] if len(kernel.shape) == 4 else 1
+    rows = kernel.shape[0] * outputs
+    if y.ndim in (1, 2) and len(y) == rows:
+        return y.reshape(rows, -1)
+    samples = kernel.shape[0] if len(kernel.shape) == 4 else len(y) if y.ndim else 0
+    if y.ndim == 2 and y.numel() == rows and len(y) == samples:
+        return y.reshape(rows, 1)
+    raise ValueError(
+        f"y must be [{rows}] or [{rows}, b], a row for each row of the kernel, or [n, c] with n c = {rows}, the "
+        f"targets of n samples with c outputs, not {list(y.shape)}."
+    )
+
+
+def _default(kernel: Operator | Tensor) -> float:
+    dtype = torch.float64 if isinstance(kernel, Tensor) else kernel.dtype
+    return math.sqrt(torch.finfo(dtype).eps)
+
+
+def _remedy(kernel: Operator | Tensor) -> str:
+    return "" if kernel.dtype == torch.float64 else ", or make the operator with dtype=torch.float64"
+
+
+def _checked(matrix: Tensor, x: Tensor, y: Tensor, shape: torch.Size) -> Solution:
     error = (matrix @ x - y).norm(dim=0)
     backward = float(
         (error / (torch.linalg.matrix_norm(matrix) * x.norm(dim=0) + y.norm(dim=0)).clamp_min(1e-300)).max()
@@ -93,7 +127,7 @@ def _checked(matrix: Tensor, x: Tensor, y: Tensor) -> Solution:
         raise ValueError(
             f"The solution's backward error is {backward:.3g}, above {most:.3g}: does the kernel hold nan?"
         )
-    return Solution(x, _residual(matrix, x, y))
+    return Solution(x.reshape(shape), _residual(matrix, x, y))
 
 
 def _residual(matrix: Operator, x: Tensor, y: Tensor, ridge: float = 0.0) -> float:
@@ -105,15 +139,21 @@ def conjugate_gradients(
     kernel: Operator | Tensor,
     y: Tensor,
     ridge: float = 0.0,
-    tolerance: float = 1e-8,
+    tolerance: float | None = None,
     max_steps: int = 1000,
 ) -> Solution:
-    """(K + ridge) x = y for y [n, b] by products alone (Hestenes and Stiefel 1952), all columns side by side.
+    """(K + ridge) x = y for y [n c], [n c, b] or [n, c] by products alone (Hestenes and Stiefel 1952), all right-hand
+    sides together.
+
+    The residual that products in a precision eps allow is some eps (l_max + ridge) / ridge: with a small ridge float32
+    is not enough even for the default tolerance, and the error says so.
 
     Raises:
-        ValueError: a direction of negative curvature beyond rounding (the kernel is not positive semidefinite), or a
-            residual above ``tolerance`` after ``max_steps``.
+        ValueError: a y of another shape, a direction of negative curvature beyond rounding (the kernel is not positive
+            semidefinite), or a residual above ``tolerance`` after ``max_steps``.
     """
+    tolerance = _default(kernel) if tolerance is None else tolerance
+    shape, y = y.shape, _sides(kernel, y)
     K = as_matrix(kernel.double()) if isinstance(kernel, Tensor) else kernel
     y = y.to(K.device, torch.float64)
     x, r = torch.zeros_like(y), y.clone()
@@ -141,9 +181,9 @@ def conjugate_gradients(
     if not residual <= 2 * tolerance:
         raise ValueError(
             f"Conjugate gradients reached a residual of {residual:.3g}, not {tolerance:.3g}, in {steps} steps: "
-            "raise max_steps, the tolerance or the ridge."
+            f"raise max_steps, the tolerance or the ridge{_remedy(K)}."
         )
-    return Solution(x, residual, steps)
+    return Solution(x.reshape(shape), residual, steps)
 
 
 @dataclass(frozen=True)
@@ -157,6 +197,10 @@ class _InFloat64:
     @property
     def device(self) -> torch.device:
         return self.operator.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64
 
     def __matmul__(self, other: Tensor, /) -> Tensor:
         return (self.operator @ other).double()
@@ -202,7 +246,7 @@ def _check_semidefinite(K: Tensor, ridge: float) -> None:
 
 
 def largest_eigenvalues(
-    kernel: Operator | Tensor, k: int, tolerance: float = 1e-8, max_steps: int | None = None
+    kernel: Operator | Tensor, k: int, tolerance: float | None = None, max_steps: int | None = None
 ) -> Spectrum:
     """The k largest eigenvalues and their vectors by Lanczos iteration with full reorthogonalisation (Lanczos 1950;
     Paige 1972), from a fixed random start.
@@ -211,6 +255,7 @@ def largest_eigenvalues(
         ValueError: k outside 1 ... n, or a residual |K v - l v| / l_max above ``tolerance`` after ``max_steps`` (None:
             n) products.
     """
+    tolerance = _default(kernel) if tolerance is None else tolerance
     K = as_matrix(kernel.double()) if isinstance(kernel, Tensor) else kernel
     n = K.shape[0]
     if not 1 <= k <= n:
@@ -247,7 +292,10 @@ def largest_eigenvalues(
     error = [((K @ vector).to(start) - value * vector).norm() for value, vector in zip(values, found.T, strict=True)]
     residual = float(torch.stack(error).max() / scale)
     if not residual <= 2 * tolerance:
-        raise ValueError(f"Lanczos reached a residual of {residual:.3g}, not {tolerance:.3g}, in {most} steps.")
+        raise ValueError(
+            f"Lanczos reached a residual of {residual:.3g}, not {tolerance:.3g}, in {steps} steps: raise max_steps or "
+            f"the tolerance{_remedy(K)}."
+        )
     return Spectrum(values, found, residual)
 
 

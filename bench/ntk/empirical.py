@@ -51,8 +51,9 @@ def empirical_ntk(
     one sample with a pre-activation of 1e-8) that sample's row and column move by about 1 / width.
 
     Raises:
-        ValueError: an unknown option, a net whose samples interact or whose output is not [N, c], a budget in which not
-            one pair of samples fits, or a kernel that does not fit at all (``write_ntk``, ``as_operator``).
+        ValueError: an unknown option, inputs of a shape that the net does not take, a net whose samples interact or
+            whose output is not [N, c], a budget in which not one pair of samples fits, or a kernel that does not fit at
+            all (``write_ntk``, ``as_operator``).
     """
     kernel = prepare(net, x1, x2, outputs, method, memory, dtype, by_layer, params)
     shares = (

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from bench.ntk.method import Method
 from bench.ntk.rules import Lookup, Size
 from bench.ntk.watch import Call, Use, Watch, reached
+from models.blocks import out_of_memory
 
 Outputs = Literal["full", "trace", "sum"] | int
 SYMMETRIC_WORK = 0.53125
@@ -144,7 +145,8 @@ def make_plan(
         exclude: parameters whose rules are known not to hold.
 
     Raises:
-        ValueError: an output that is not [n, c], an output that does not exist, or samples that interact.
+        ValueError: inputs that the net does not take, an output that is not [n, c], an output that does not exist, or
+            samples that interact.
     """
     probe = next(size for size in (3, 5, 7) if size not in (n1, n2))
     few = x[:probe] if len(x) >= probe else x.repeat(math.ceil(probe / len(x)), *(1,) * (x.ndim - 1))[:probe]
@@ -195,7 +197,13 @@ def _watch(request: Request, x: Tensor) -> tuple[list[Call], set[str], Tensor, f
     hooks = torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor)
     before = torch.get_rng_state()
     with torch.enable_grad(), hooks, Watch(leaves) as watch:
-        output = functional_call(request.net, values, (x,))
+        try:
+            output = functional_call(request.net, values, (x,))
+        except (RuntimeError, IndexError) as error:
+            if out_of_memory(error):
+                raise
+            shape = ", ".join(["n", *map(str, x.shape[1:])])
+            raise ValueError(f"net does not take inputs [{shape}] of {x.dtype}: {_line(error)}.") from error
     if not torch.equal(before, torch.get_rng_state()):
         raise ValueError("net draws random numbers when it is called: call net.eval().")
     unknown = watch.unexplained | reached(output, leaves) if isinstance(output, Tensor) else set()
@@ -204,6 +212,10 @@ def _watch(request: Request, x: Tensor) -> tuple[list[Call], set[str], Tensor, f
     gradients = sum(math.prod(call.out) for call in watch.calls)
     activations = saved.bytes + output.element_size() * (gradients + 4 * most) if isinstance(output, Tensor) else 0
     return watch.calls, unknown, output, activations / len(x)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 class _Saved:

@@ -201,11 +201,15 @@ def _write(part: Trained, batch: list[str], path: Path) -> None:
 
 
 def _read(cell: Cell, member: Member, folder: Path) -> tuple[Trained, list[str]] | None:
-    """One member as it was written, and the names of its batch; None where there is none, or it is damaged."""
+    """One member as it was written, and the names of its batch; None where there is none, it is damaged, or it lacks
+    what older versions did not write."""
     try:
-        arrays = store.read_npz(folder / f"{member.name}.npz")
-    except (FileNotFoundError, ValueError):
+        return _restored(cell, member, store.read_npz(folder / f"{member.name}.npz"))
+    except (FileNotFoundError, ValueError, KeyError):
         return None
+
+
+def _restored(cell: Cell, member: Member, arrays: Mapping[str, np.ndarray]) -> tuple[Trained, list[str]]:
     device = cell.trainer.torch_device()
     f_0, f_T = (torch.from_numpy(arrays[name]).to(device)[None] for name in ("f_0", "f_T"))
     prefix = "params/"

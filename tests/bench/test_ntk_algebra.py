@@ -1,5 +1,6 @@
 """Solves and spectra against numpy and known spectra; the residuals they report against the plain definition."""
 
+import copy
 import math
 
 import numpy as np
@@ -121,3 +122,50 @@ def test_what_is_not_reached_is_an_error():
         largest_eigenvalues(K, 61)
     with pytest.raises(ValueError, match="max_steps must be at least k = 5"):
         largest_eigenvalues(K, 5, max_steps=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_default_tolerance_is_what_the_products_allow(dtype):
+    """A float32 network's products hold an error of some 1e-7: 1e-8 could not be reached."""
+    torch.manual_seed(0)
+    net, x, y = mlp(8, 64, 2, 1, b_std=0.1).to(dtype), torch.randn(40, 8, dtype=dtype), targets(40, 2)
+    reference = empirical_ntk(copy.deepcopy(net).double(), x.double(), outputs=0)
+    operator, ridge, sqrt_eps = as_operator(net, x), 1.0, math.sqrt(torch.finfo(dtype).eps)
+    exact = spectrum(reference)
+    top = largest_eigenvalues(operator, k=10)
+    assert top.residual <= 2 * sqrt_eps
+    largest = float(exact.eigenvalues[-1])
+    # The eigenvalues are within the residual and the error of the products.
+    bound = (2 * sqrt_eps + 100 * torch.finfo(dtype).eps) * largest
+    assert float((top.eigenvalues - exact.eigenvalues[-10:]).abs().max()) < bound
+    solved, direct = conjugate_gradients(operator, y, ridge), solve(reference, y, ridge)
+    assert solved.residual <= 2 * sqrt_eps
+    bound = (2 * sqrt_eps + 100 * torch.finfo(dtype).eps * largest) / ridge * float(y.norm(dim=0).max())
+    assert float((solved.x - direct.x).norm(dim=0).max()) < bound
+    if dtype == torch.float32:
+        with pytest.raises(ValueError, match=r"dtype=torch\.float64"):
+            conjugate_gradients(operator, y, ridge, tolerance=1e-10)
+        with pytest.raises(ValueError, match=r"dtype=torch\.float64"):
+            largest_eigenvalues(operator, 10, tolerance=1e-10)
+
+
+def test_targets_of_every_shape():
+    """y [n c], [n c, b] and [n, c] are the same sides, and the solution has the shape of y."""
+    n, c = 6, 3
+    K = kernel(SPD[-n * c :]).view(n, c, n, c).transpose(1, 2)
+    matrix, y = as_matrix(K), targets(n * c, 1)[:, 0]
+    expected = torch.linalg.solve(matrix + torch.eye(n * c, dtype=K.dtype), y)
+    shapes = [(n * c,), (n * c, 1), (n, c)]
+    for one in (K, matrix):
+        for shape in shapes:
+            for found in (solve(one, y.view(shape), 1.0), conjugate_gradients(one, y.view(shape), 1.0, 1e-12)):
+                assert found.x.shape == shape
+                assert float((found.x.flatten() - expected).abs().max()) < 1e-10
+    several = torch.stack([y, 2 * y], 1)
+    assert float((solve(K, several, 1.0).x - torch.stack([expected, 2 * expected], 1)).abs().max()) < 1e-10
+    singular = kernel(torch.cat([torch.zeros(3), torch.ones(3)]))
+    assert solve(singular, singular[0]).x.shape == (6,)
+    for wrong in (y[: n * c - 1], y.view(c, n), y.view(n, 1, c), y.view(n, c)[:, :2]):
+        for call in (solve, conjugate_gradients):
+            with pytest.raises(ValueError, match=r"y must be \[18\] or \[18, b\]"):
+                call(K, wrong)

@@ -173,3 +173,14 @@ def test_a_mask_that_flips_moves_the_kernel_by_one_over_the_width(width):
     share = 2 * float(read[0, 0]) ** 2 * float(x.square().sum()) / (d * width)
     assert on - off == pytest.approx(share, rel=1e-6)
     assert 0 < (on - off) / on < 10 / width  # a^2 is below 10 in all but 2 of 1,000 draws
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian", "matrix_free"])
+def test_inputs_of_a_wrong_shape_are_one_sentence(method):
+    for net, shape in (
+        (nn.Linear(5, 1), r"\[n, 8\]"),
+        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2, 1)), r"\[n, 8\]"),
+    ):
+        with pytest.raises(ValueError, match=f"net does not take inputs {shape}") as caught:
+            empirical_ntk(net, torch.randn(4, 8), method=method)
+        assert "\n" not in str(caught.value)

@@ -10,11 +10,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bench import store
 from bench.savepoint import EXIT_CODE, Interrupted, Savepoint, sigterm
+from bench.studies.cell import train
 from bench.train import Trainer
 from bench.trained import Member, Trained, members, seed_of
 from models.mlp import mlp
@@ -61,6 +64,33 @@ def test_stopped_every_few_iterations_it_ends_with_the_same_bits(case, tmp_path)
             break
     assert stops > 0
     same(part, whole)
+
+
+def test_a_full_disk_is_logged_once_and_training_goes_on(tmp_path, monkeypatch, caplog):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bench.savepoint.store.write_bytes", full)
+    trainer = Trainer(richness=1.0, max_steps=10, tolerance=0.0)
+    savepoint = Savepoint(tmp_path / "state", seconds=0.0)
+    (part,) = trainer.parts(network(), tasks(), members(1, 2), savepoint=lambda batch: savepoint)
+    same(part, trainer.fit(network(), tasks(), members(1, 2)))
+    assert [record.levelname for record in caplog.records if "No space left" in record.getMessage()] == ["WARNING"]
+    with pytest.raises(Interrupted):
+        Savepoint(tmp_path / "state", stop=lambda: True).look("key", dict)
+
+
+def test_a_member_that_an_older_version_wrote_is_trained_again(tmp_path):
+    """Without the names of its batch, or a part of its history, nothing says that it may be used."""
+    trainer = Trainer(richness=1.0, max_steps=5, tolerance=0.0)
+    cell = SimpleNamespace(trainer=trainer, model=network(), tasks=tasks(), members=members(1, 2))
+    whole = train(cell, tmp_path, lambda share: None)
+    path = tmp_path / f"{cell.members[0].name}.npz"
+    written, arrays = path.read_bytes(), store.read_npz(path)
+    for lacking in ("batch", "momenta"):
+        store.write_npz(path, {name: value for name, value in arrays.items() if name != lacking})
+        same(train(cell, tmp_path, lambda share: None), whole)
+        assert path.read_bytes() == written
 
 
 def test_a_state_of_another_descent_or_a_damaged_one_is_not_used(tmp_path):

@@ -189,3 +189,37 @@ def test_acceleration_needs_fewer_steps_and_its_linear_model_is_exact():
     assert float(difference) < 1e-8
     forgotten = KernelPredictor(kernel[:24], time=history.steps).fit(fast.task(0).y_train)
     assert float((forgotten.predict(kernel) - fast.f_T[0]).norm() / fast.f_T[0].norm()) > 1e-3
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(8, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "tasks", "who", "named"),
+    [
+        (network(), draws(1)[0], members(1, 1), r"write \[task\]"),
+        (network(), [], members(1, 1), "tasks must be a list"),
+        (network(), draws(1), [], "members must be a list"),
+        (network(), draws(1), members(2, 1), "name 2 data draws, and tasks has 1"),
+        (network(), [*draws(1), *draws(1, 12)], members(2, 1), "of one shape"),
+        (mlp(5, 16, 1, 1), draws(1), members(1, 1), r"does not take the inputs \[n, 8\]"),
+        (mlp(8, 16, 1, 3), draws(1), members(1, 1), "has 3 outputs"),
+        (Unused(), draws(1), members(1, 1), r"parameter spare\.bias"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(model, tasks, who, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        Trainer(max_steps=2, tolerance=0.0).fit(model, tasks, who)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_spare_parameter_that_is_frozen_is_no_mistake():
+    net = Unused()
+    net.spare.requires_grad_(False)
+    assert Trainer(max_steps=2, tolerance=0.0).fit(net, draws(1), members(1, 1)).members == tuple(members(1, 1))
