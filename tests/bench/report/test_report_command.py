@@ -39,7 +39,7 @@ def test_the_order_in_which_runs_were_written_does_not_matter(runs, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-@pytest.mark.parametrize("arguments", [["foo=1"], ["runs"], ["runs="], ["--help"], ["runs=nowhere"], ["runs=file"]])
+@pytest.mark.parametrize("arguments", [["foo=1"], ["runs"], ["runs="], ["--help=1"], ["runs=nowhere"], ["runs=file"]])
 def test_bad_arguments_are_one_sentence_and_exit_code_2(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
