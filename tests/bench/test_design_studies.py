@@ -213,6 +213,7 @@ def test_certificates_are_judged_by_the_noise_of_their_networks() -> None:
         certificates(Certificates(targets=("erf:0",)))
 
 
+@pytest.mark.slow
 def test_errors_of_designs_are_those_of_their_certificates() -> None:
     record = design_errors(DesignErrors(targets=("erf:2", "erf:3")))
     for i, target in enumerate(("erf:2", "erf:3")):

@@ -148,6 +148,7 @@ def test_command(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("widebench: Unknown task 'stairs'")
 
 
+@pytest.mark.slow
 def test_it_ranks_fashion_mnist_pairs_by_test_error(data_folder):
     """All 45 pairs. The more of the target is in the leading tenth of the modes, the lower the error of regression with
     150 points on 250 others: a negative rank correlation."""

@@ -88,6 +88,7 @@ def test_every_number_is_what_it_is_called(centred: bool, tmp_path: Path, monkey
         assert seen["kernel_alignment_held_out"] == pytest.approx(cosine)
 
 
+@pytest.mark.slow
 def test_watching_changes_no_bit_and_keeps_to_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     one = cell("trainer.dtype=float32")

@@ -40,6 +40,7 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(networks()))
 def test_the_peak_stays_within_the_budget_and_the_kernel_the_same(name):
     net, x = networks()[name]

@@ -52,6 +52,7 @@ def test_steps_end_at_the_limit():
     assert lazy_steps(Trainer(max_steps=700, accelerated=True, step=1.0), values, power) == 700
 
 
+@pytest.mark.slow
 def test_what_is_on_disk_is_told_and_priced(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert bench([*SMALL[1:-2], "model.width=16"], tmp_path).returncode == 0
@@ -81,6 +82,7 @@ def test_what_is_on_disk_is_told_and_priced(tmp_path, monkeypatch, capsys):
     assert "<100,000" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_records_of_earlier_runs_give_the_speed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = [*SMALL[1:-2], "model.width=16"]

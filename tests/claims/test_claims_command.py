@@ -79,6 +79,7 @@ def run_here(mine: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return once
 
 
+@pytest.mark.slow
 def test_a_users_claims(mine: Path, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("out.json", "out.xml")]
     done = run(mine, "mine-*", "--json", str(files[0]), "--junit", str(files[1]), "--report", str(tmp_path / "page"))
@@ -181,6 +182,7 @@ def test_a_broken_file_of_claims_is_one_sentence(
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_one_claims_mistake_does_not_end_the_others(mine: Path, tmp_path: Path) -> None:
     """Requests that raise, a study within a function, statistics of a wrong shape, a message that XML cannot hold."""
     mine.write_text(
@@ -254,6 +256,7 @@ def test_an_edit_of_the_users_own_code_runs_its_studies_again(tmp_path: Path, ru
     assert (tmp_path / "log").read_text().count("ran") == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(mine: Path, tmp_path: Path) -> None:
     """Killed in its second study: the first is read, the second run again; the JSON of before is left as it was."""
     mine.write_text(

@@ -61,6 +61,7 @@ def test_one_hidden_layer_against_finite_networks(activation) -> None:
         assert (error < 0.2 * expected.abs().max()).all()  # so that the comparison says something
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_deep_networks_approach_the_limit_in_width(activation) -> None:
     x = inputs(4, 6)

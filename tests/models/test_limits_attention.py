@@ -88,6 +88,7 @@ def test_against_finite_networks(function, activation) -> None:
     check_rule(lambda w: Written(function, w), (TOKENS,), 64, 100, activation, channels_last=True)
 
 
+@pytest.mark.slow
 def test_linear_attention_against_finite_networks() -> None:
     # Without a softmax the kernels grow with the sixth power of the weights, and scatter more: wider, and more draws.
     def linear(net, x, a, b, c, d):

@@ -83,6 +83,7 @@ CHAINS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", CHAINS)
 def test_engines_agree(name, dtype) -> None:

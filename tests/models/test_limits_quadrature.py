@@ -216,6 +216,7 @@ def _clipped(q: float) -> tuple[float, float]:
     return q * inside - density + (1 - inside), inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["module", "shifted ReLUs", "function"])
 def test_kinks_away_from_zero(kind) -> None:
     phi = {

@@ -55,6 +55,7 @@ def _seed() -> None:
 
 
 # The geometry in float32; float64 differs in its polynomial and its matrix products.
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), [*((n, torch.float32) for n in CHAINS), ("pool", torch.float64)])
 def test_as_the_recursion(name, dtype) -> None:
     make, size = CHAINS[name]
@@ -116,6 +117,7 @@ def test_refusals(monkeypatch) -> None:
         infinite_width(averaged(conv(2), nn.ReLU()))(x, engine="triton")
 
 
+@pytest.mark.slow
 def test_works_without_triton() -> None:
     """Importing the limits, and the plain engines, never imports Triton."""
     code = (

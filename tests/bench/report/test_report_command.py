@@ -23,6 +23,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes_wherever_the_report_lies(runs, tmp_path, capsys):
     for out in (tmp_path / "one", tmp_path / "two", runs / "report", runs / "report"):
         assert main([f"runs={runs}", f"out={out}"]) == 0

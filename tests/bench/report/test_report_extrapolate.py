@@ -109,6 +109,7 @@ def test_few_inits_do_not_cost_score():
     assert scatter > 10 * error  # what the test could see
 
 
+@pytest.mark.slow
 def test_its_error_is_the_scatter_over_fresh_inits():
     """Fresh inits for the two means, the predicted networks fixed: the scatter of the score is what is reported.
 

@@ -24,6 +24,7 @@ def jacobian(net, params, x):
     return torch.cat([part.flatten(1) for part in parts], 1).numpy()
 
 
+@pytest.mark.slow
 def test_every_error_is_that_of_the_regression_it_names():
     record = learning_curves(SETTINGS)
     assert record.status == "done"

@@ -20,6 +20,7 @@ def mimic() -> Design:
     return design("relu:4")
 
 
+@pytest.mark.slow
 def test_the_mimic_is_precise(mimic) -> None:
     # The published mimic has .026, after two hours on a GPU; the goal: .005 with at most 8 knots.
     theta = np.linspace(0, math.pi, 701)

@@ -82,6 +82,7 @@ def check_design(name: str) -> None:
     assert made.certificate.tail is None
 
 
+@pytest.mark.slow
 def test_piecewise_linear_design_of_a_function() -> None:
     check_design("rational")
 
