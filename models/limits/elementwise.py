@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.limits.nested import Nested, nested, pair_maps
 from models.limits.piecewise import ERROR, Pieces, dual, pieces
-from models.limits.quadrature import RADIUS, DualTable, Phi, bends, dual_table, known_breaks, single_maps, with_slope
+from models.limits.quadrature import RADIUS, DualTable, Phi, dual_table, known_breaks, single_maps, with_slope
 from models.limits.registry import function_rule, rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit
 
@@ -82,24 +82,18 @@ def _prepare(phi: Phi, s: Tensor, memo: dict[str, Any]) -> None:
     known_low, known_high = memo.get("range", (low, high))
     low, high = memo["range"] = min(low, known_low), max(high, known_high)
     plan = memo.get("plan")
-    if isinstance(plan, Nested) and plan.low <= low and high <= plan.high:
-        return
     breaks = known_breaks(phi, high, s.device)
     if breaks != [0.0]:
         straight = pieces(phi, breaks, RADIUS * high, s.device)
         if straight is not None:
             memo["plan"], memo["error"] = straight, ERROR
             return
-    if breaks != [0.0] and high - low > 64 * torch.finfo(s.dtype).eps * high:
-        memo["plan"] = nested(phi, low, high, s.device)
-    else:
-        try:
-            memo["plan"] = _covering(plan if isinstance(plan, DualTable) else None, phi, s)
-        except NoInfiniteWidthLimit:  # no table follows it: inputs far larger than the scale on which phi varies
-            points = bends(phi, high, s.device)
-            if points is None:
-                raise
-            memo["plan"] = nested(phi, low, high, s.device, points)
+        if high - low > 64 * torch.finfo(s.dtype).eps * high:
+            if not (isinstance(plan, Nested) and plan.low <= low and high <= plan.high):
+                memo["plan"] = nested(phi, low, high, s.device)
+            memo["error"] = max(memo.get("error", 0.0), memo["plan"].error)
+            return
+    memo["plan"] = _covering(plan if isinstance(plan, DualTable) else None, phi, s)
     memo["error"] = max(memo.get("error", 0.0), memo["plan"].error)
 
 

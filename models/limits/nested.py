@@ -1,9 +1,8 @@
-"""Dual maps at any two variances by nested quadrature for each pair, where no table of series follows them.
+"""Dual maps of activations with kinks away from 0 at any two variances: nested quadrature for each pair.
 
-Where two kinks away from 0 meet, x_i / s1 = x_j / s2 at angle 0, the maps are not smooth in the deviations s1, s2 and
-the angle; and for inputs far larger than the scale on which an activation varies even tanh is nearly a jump. Every pair
-gets its own nodes instead: over u outside and v given u inside, both split at the kinks and where the activation bends
-(its outline, whatever the inputs' scale), and the outer one also around the points where v's mean passes these.
+Where two kinks meet, x_i / s1 = x_j / s2 at angle 0, the maps are not smooth in the deviations s1, s2 and the angle, so
+no series of the three converges. Every pair gets its own nodes instead: over u outside and v given u inside, both split
+at the kinks, and the outer one also around the points where v's mean passes a kink.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ EDGES = (-3.0, 0.0, 3.0)  # so that no panel is too wide for its nodes
 ENOUGH = 1e-8  # kinks are found to 1e-8 of the range, so that more nodes do not help
 COUNTS = (8, 12, 16, 24, 36)  # Gauss-Legendre nodes of a panel to try
 ANGLES = (1e-9, 1e-3, 0.1, 1.0, 2.5)  # at which they are tried
-SHARES = (0.03,)  # of the largest deviation, at which they are tried besides the ends
 
 
 @dataclass(frozen=True)
@@ -32,38 +30,26 @@ class Nested:
     low: float
     high: float
     kinks: tuple[float, ...]
-    bends: tuple[float, ...]  # where a smooth part needs other polynomials
     count: int  # of a panel
     error: float
 
-    @property
-    def evaluations(self) -> int:
-        """For each pair."""
-        kinks, bends = len(self.kinks), len(self.bends)
-        return (4 * kinks + 2 * bends + 4) * (kinks + bends + 4) * self.count**2
 
-
-def nested(phi: Phi, low: float, high: float, device: torch.device, bends: list[float] | None = None) -> Nested:
-    """As many nodes of a panel as needed: more change nothing, at some deviations and angles.
-
-    `bends`: the outline of an activation without kinks away from 0, to be followed at any scale.
-    """
-    points = tuple(kinks(phi, RADIUS * high, high, device)) if bends is None else (0.0,)
-    others = () if bends is None else tuple(x for x in bends if x != 0)
-    tried = sorted({low, high, *(share * high for share in SHARES if low < share * high)})
-    s = torch.tensor(tried, dtype=torch.float64, device=device)
-    theta = torch.tensor(ANGLES, dtype=torch.float64, device=device)[:, None, None].expand(-1, len(s), len(s))
+def nested(phi: Phi, low: float, high: float, device: torch.device) -> Nested:
+    """As many nodes of a panel as needed: more change nothing, at some deviations and angles."""
+    points = tuple(kinks(phi, RADIUS * high, high, device))
+    s = torch.linspace(low, high, 4, dtype=torch.float64, device=device)
+    theta = torch.tensor(ANGLES, dtype=torch.float64, device=device)[:, None, None].expand(-1, 4, 4)
     found, error = None, math.inf
     for count in COUNTS:
-        finer = torch.stack(pair_maps(phi, s[:, None], s, theta, Nested(low, high, points, others, count, error)))
+        finer = torch.stack(pair_maps(phi, s[:, None], s, theta, Nested(low, high, points, count, error)))
         if found is not None:
-            # Of each two deviations by themselves: values may differ by many orders.
-            size = finer.abs().amax(1, keepdim=True)
-            error = float(((finer - found).abs() / torch.where(size > 0, size, 1.0)).max())
+            size = finer.flatten(1).abs().amax(1)
+            difference = (finer - found).flatten(1).abs().amax(1)
+            error = float((difference / torch.where(size > 0, size, 1.0)).max())
             if error <= ENOUGH:
                 break
         found = finer
-    return Nested(low, high, points, others, count, converged(error))
+    return Nested(low, high, points, count, converged(error))
 
 
 def pair_maps(phi: Phi, s1: Tensor, s2: Tensor, theta: Tensor, plan: Nested) -> tuple[Tensor, Tensor]:
@@ -72,7 +58,8 @@ def pair_maps(phi: Phi, s1: Tensor, s2: Tensor, theta: Tensor, plan: Nested) -> 
     Computed in float64 and returned in the dtype of theta.
     """
     flat = [t.expand(theta.shape).reshape(-1).double() for t in (s1, s2, theta)]
-    size = max(1, CHUNK // plan.evaluations)  # of pairs
+    evaluations = (4 * len(plan.kinks) + 4) * (len(plan.kinks) + 4) * plan.count**2
+    size = max(1, CHUNK // evaluations)  # of pairs
     chunks = zip(*(t.split(size) for t in flat), strict=True)
     parts = [_chunk(phi, first, second, angles, plan) for first, second, angles in chunks]
     value, slope = (torch.cat([part[which] for part in parts]).to(theta).reshape(theta.shape) for which in (0, 1))
@@ -81,14 +68,13 @@ def pair_maps(phi: Phi, s1: Tensor, s2: Tensor, theta: Tensor, plan: Nested) -> 
 
 def _chunk(phi: Phi, s1: Tensor, s2: Tensor, theta: Tensor, plan: Nested) -> tuple[Tensor, Tensor]:
     """Both maps [p] for p pairs."""
-    points = torch.tensor((*plan.kinks, *plan.bends), dtype=torch.float64, device=theta.device)
+    points = torch.tensor(plan.kinks, dtype=torch.float64, device=theta.device)
     cosine, sine = theta.cos()[:, None], theta.sin().clamp_min(1e-12)[:, None]
-    first, second = (points / s.clamp_min(1e-150)[:, None] for s in (s1, s2))  # [p, points], in deviations
+    first, second = (points / s.clamp_min(1e-150)[:, None] for s in (s1, s2))  # [p, kinks], in deviations
     width = sine / cosine.abs().clamp_min(1e-3)
     ring = torch.tensor(RING, dtype=torch.float64, device=theta.device)
-    passing = second / torch.where(cosine < 0, -1.0, 1.0) / cosine.abs().clamp_min(1e-3)
-    steep, bent = passing.split([len(plan.kinks), len(plan.bends)], 1)
-    around = torch.cat([(steep[..., None] + ring * width[..., None]).flatten(1), bent], 1)
+    around = (second / torch.where(cosine < 0, -1.0, 1.0) / cosine.abs().clamp_min(1e-3))[..., None]
+    around = (around + ring * width[..., None]).flatten(1)
     around = torch.where(width < WIDE, around, RADIUS)  # no edge
     fixed = torch.tensor(EDGES, dtype=torch.float64, device=theta.device)
     z, weight = panels(torch.cat([first, around, fixed.expand(len(theta), -1)], 1), plan.count, RADIUS)  # [p, outer]
