@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.ntk.method import Method
 from bench.ntk.operator import NtkOperator
 from bench.ntk.plan import Outputs, Plan, Request, UnbatchedError, choose, make_plan
+from bench.ntk.precision import full_float32
 from bench.ntk.tiles import Kernel
 from models import blocks
 
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 
 @torch.inference_mode(False)
+@full_float32()
 def empirical_ntk(
     net: nn.Module,
     x1: Tensor,
@@ -112,6 +114,7 @@ def as_operator(
 
 
 @torch.inference_mode(False)
+@full_float32()
 def write_ntk(
     path: Path | str,
     net: nn.Module,

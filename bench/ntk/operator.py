@@ -18,6 +18,7 @@ from torch.overrides import BaseTorchFunctionMode
 
 from bench.ntk import jacobian
 from bench.ntk.plan import Request
+from bench.ntk.precision import full_float32
 from bench.ntk.watch import no_recomputation
 from models import blocks
 
@@ -73,6 +74,7 @@ class NtkOperator:
             out[:, j] = self._product(unit)
         return out
 
+    @full_float32()
     def _product(self, v: Tensor) -> Tensor:
         total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
         for seed, read in self._seeds(v):

@@ -17,6 +17,7 @@ from bench.ntk.passes import passes
 from bench.ntk.plan import Plan, Request
 from bench.ntk.rules import Dense, Elementwise
 from models import blocks
+from models.tile_file import TileFile
 
 CACHE = 2**25
 """Bytes of activations that one pass of a CPU should not exceed: beyond, larger batches only cost memory."""
@@ -132,14 +133,14 @@ class Kernel:
         full, c = self.request.outputs == "full", self.plan.c
         dtype = next(iter(self.request.params.values())).dtype
         layers(self.request, self.plan, [0], self.x1[:2])  # rules that do not hold are found before a file is begun
-        file = blocks.File(path, (n1, c, n2, c) if full else (n1, n2), dtype, self._fingerprint())
-        out = file.tensor.transpose(1, 2) if full else file.tensor
-        if not file.complete:
-            self._fill({"": out[None]}, [0], self._settled(file), file)
-            file.finish()
+        with TileFile(path, (n1, c, n2, c) if full else (n1, n2), dtype, self._fingerprint()) as file:
+            out = file.tensor.transpose(1, 2) if full else file.tensor
+            if not file.complete:
+                self._fill({"": out[None]}, [0], self._settled(file), file)
+                file.finish()
         return out
 
-    def _settled(self, file: blocks.File) -> float:
+    def _settled(self, file: TileFile) -> float:
         """The budget that the file was begun with: all that decides how its tiles round follows from it."""
         budget = file.settle("memory", blocks.budget(self.memory, (self.x1[:0],)))
         if self.memory is not None and self.memory < budget:
@@ -158,7 +159,7 @@ class Kernel:
         return digest.hexdigest()
 
     def _fill(
-        self, shares: dict[str, Tensor], members: Sequence[int], budget: float, done: blocks.File | None = None
+        self, shares: dict[str, Tensor], members: Sequence[int], budget: float, done: TileFile | None = None
     ) -> None:
         """``shares``: module (or "") -> [m, n1, n2, ...] of all members."""
         room = self._room(len(members), budget)
@@ -179,7 +180,7 @@ class Kernel:
 
     def _pass_and_fill(
         self, outs: tuple[Tensor, ...], members: Sequence[int], budget: float, add: bool, mirror: bool,
-        done: blocks.File | None, name: str,
+        done: TileFile | None, name: str,
     ) -> None:  # fmt: skip
         room = self._room(len(members), budget)
         n1, n2 = self.shape

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.blocks import File, fill
+from models.blocks import fill
 from models.checks import check_choice
 from models.limits.engines import ENGINES, Engine, Fast, fast_engine
 from models.limits.trace import Program
 from models.limits.walk import Walk
+from models.tile_file import TileFile
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +95,12 @@ class InfiniteWidth:
                 nngp, ntk = x1.new_empty(n1, n2), x1.new_empty(n1, n2)
                 self._fill((nngp, ntk), plan.tile, plan, memory, x2 is None)
             else:
-                done = File(
-                    file, (n1, n2, 2), x1.dtype, self._fingerprint(x1, x2, "torch" if fast is None else fast.name)
-                )
-                if not done.complete:
-                    both = lambda rows, cols: torch.stack(plan.tile(rows, cols), -1)  # noqa: E731
-                    self._fill(done.tensor, both, plan, memory, x2 is None, done)
-                    done.finish()
+                fingerprint = self._fingerprint(x1, x2, "torch" if fast is None else fast.name)
+                with TileFile(file, (n1, n2, 2), x1.dtype, fingerprint) as done:
+                    if not done.complete:
+                        both = lambda rows, cols: torch.stack(plan.tile(rows, cols), -1)  # noqa: E731
+                        self._fill(done.tensor, both, plan, memory, x2 is None, done)
+                        done.finish()
                 nngp, ntk = done.tensor.unbind(-1)
         return Limit(nngp, ntk, plan.error)
 
@@ -120,7 +120,7 @@ class InfiniteWidth:
         plan: _Plan,
         memory: int | None,
         symmetric: bool,
-        done: File | None = None,
+        done: TileFile | None = None,
     ) -> None:
         fill(
             out,

@@ -7,8 +7,10 @@ that mixes devices (plain meta lets some through).
 import pytest
 import torch
 from ntk_networks import inputs, networks
+from torch import nn
 
-from bench.ntk import as_operator, empirical_ntk
+from bench.ntk import as_operator, empirical_ntk, write_ntk
+from bench.ntk.precision import BACKENDS
 from tests.one_device import OneDevice
 
 NETWORKS = {name: pair for name, pair in networks().items() if name != "recurrent"}  # LSTM has no meta kernel for vmap
@@ -32,6 +34,60 @@ def test_all_of_it_runs_on_the_inputs_device(name):
         single = {name: value[:1] for name, value in params.items()}
         operator = as_operator(net, x, outputs="sum", params=single)
         assert (operator @ torch.ones(9, dtype=torch.float64, device="meta")).device.type == "meta"
+
+
+class Seen(nn.Module):
+    """Notes the precision of float32 while it runs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.found: set[str] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.found |= {backend.fp32_precision for backend in BACKENDS}
+        return self.layer(x)
+
+
+@pytest.fixture(params=["tf32", "ieee"])
+def asked(request):
+    before = [backend.fp32_precision for backend in BACKENDS]
+    for backend in BACKENDS:
+        backend.fp32_precision = request.param
+    yield request.param
+    for backend, precision in zip(BACKENDS, before, strict=True):
+        backend.fp32_precision = precision
+
+
+def test_float32_is_never_tensor_float_32(tmp_path, asked):
+    seen = Seen(nn.Conv2d(2, 3, 3))
+    net = nn.Sequential(seen, nn.ReLU(), nn.Flatten(), nn.Linear(27, 2))
+    x = torch.randn(3, 2, 5, 5)
+    operator = as_operator(net, x)
+    ways = {
+        "layerwise": lambda: empirical_ntk(net, x, method="layerwise"),
+        "jacobian": lambda: empirical_ntk(net, x, method="jacobian"),
+        "file": lambda: write_ntk(tmp_path / "k.npy", net, x),
+        "operator": lambda: operator.matvec(torch.ones(6)),
+    }
+    for name, way in ways.items():
+        seen.found.clear()
+        way()
+        assert seen.found == {"ieee"}, name
+        assert [backend.fp32_precision for backend in BACKENDS] == [asked] * 3
+
+
+@pytest.mark.gpu
+def test_float32_on_a_gpu_has_float32s_precision():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.GELU(), nn.Conv2d(64, 64, 3), nn.GELU(), nn.Flatten(), nn.Linear(9216, 3)
+    )
+    x = torch.randn(20, 3, 16, 16)
+    expected = empirical_ntk(net, x, dtype=torch.float64)
+    kernel = empirical_ntk(net.cuda(), x.cuda()).cpu().double()
+    assert float((kernel - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 @pytest.mark.gpu

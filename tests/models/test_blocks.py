@@ -2,14 +2,20 @@ import errno
 import logging
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from models import blocks
-from models.blocks import File, chunks, fill, free_memory, tile_shape, tiles
+from models.blocks import chunks, fill, free_memory, tile_shape, tiles
+from models.tile_file import TileFile
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Recorder:
@@ -213,10 +219,10 @@ def test_a_file_is_filled_once_and_resumed(tmp_path, symmetric) -> None:
     matrix, path = _symmetric(60), tmp_path / "folder" / "kernel.npy"
 
     def run(tile: Callable[[slice, slice], torch.Tensor], memory: int) -> torch.Tensor:
-        file = File(path, (60, 60), torch.float64, "one")
-        if not file.complete:
-            fill(file.tensor, tile, bytes_per_entry=8, memory=memory, symmetric=symmetric, done=file)
-            file.finish()
+        with TileFile(path, (60, 60), torch.float64, "one") as file:
+            if not file.complete:
+                fill(file.tensor, tile, bytes_per_entry=8, memory=memory, symmetric=symmetric, done=file)
+                file.finish()
         return file.tensor
 
     first = Recorder(matrix)
@@ -236,7 +242,7 @@ def test_a_file_is_filled_once_and_resumed(tmp_path, symmetric) -> None:
     assert not third.done
     for shape, dtype, fingerprint in (((60, 60), torch.float64, "two"), ((60, 59), torch.float64, "one")):
         with pytest.raises(ValueError, match="holds something else: remove it with kernel"):
-            File(path, shape, dtype, fingerprint)
+            TileFile(path, shape, dtype, fingerprint)
 
 
 @pytest.mark.parametrize(("n1", "n2", "memory"), [(64, 64, 9000), (37, 53, 4000), (100, 7, 3000), (100, 100, 10**6)])
@@ -287,7 +293,6 @@ def test_long_work_says_how_far_it_is(tmp_path, monkeypatch, caplog) -> None:
     matrix = torch.randn(60, 60, dtype=torch.float64)
 
     def run(stop: int) -> None:
-        file = File(tmp_path / "k.npy", (60, 60), torch.float64, "one")
         tile = Recorder(matrix)
 
         def stopped(rows: slice, cols: slice) -> torch.Tensor:
@@ -295,7 +300,8 @@ def test_long_work_says_how_far_it_is(tmp_path, monkeypatch, caplog) -> None:
                 raise KeyboardInterrupt
             return tile(rows, cols)
 
-        fill(file.tensor, stopped, bytes_per_entry=8, memory=8 * 100, done=file, name="Some kernel")
+        with TileFile(tmp_path / "k.npy", (60, 60), torch.float64, "one") as file:
+            fill(file.tensor, stopped, bytes_per_entry=8, memory=8 * 100, done=file, name="Some kernel")
 
     with caplog.at_level(logging.INFO, "models.blocks"):
         with pytest.raises(KeyboardInterrupt):
@@ -334,7 +340,7 @@ def test_a_file_for_which_there_is_no_room_is_refused(tmp_path, monkeypatch) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
     try:
         with pytest.raises(ValueError, match=r"^The 0.008 GB of .*k.npy cannot be written: File too large.$"):
-            File(tmp_path / "k.npy", (1000, 1000), torch.float64, "one")
+            TileFile(tmp_path / "k.npy", (1000, 1000), torch.float64, "one")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -344,12 +350,14 @@ def test_a_file_for_which_there_is_no_room_is_refused(tmp_path, monkeypatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(ValueError, match=r"^The 0.008 GB of .*k.npy cannot be written: No space left on device.$"):
-            File(tmp_path / "k.npy", (1000, 1000), torch.float64, "one")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["k.npy.json"]
-    assert File(tmp_path / "k.npy", (1000, 1000), torch.float64, "one").tensor.shape == (1000, 1000)
+            TileFile(tmp_path / "k.npy", (1000, 1000), torch.float64, "one")
+    assert not (tmp_path / "k.npy").exists()
+    assert not (tmp_path / "k.npy.part").exists()
+    with TileFile(tmp_path / "k.npy", (1000, 1000), torch.float64, "one") as file:
+        assert file.tensor.shape == (1000, 1000)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot be written: (Not a directory|File exists)"):
-        File(tmp_path / "file" / "k.npy", (10, 10), torch.float64, "one")
+        TileFile(tmp_path / "file" / "k.npy", (10, 10), torch.float64, "one")
 
 
 @pytest.mark.parametrize(
@@ -369,21 +377,47 @@ def test_a_file_for_which_there_is_no_room_is_refused(tmp_path, monkeypatch) -> 
 def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, damage, sentence) -> None:
     path = tmp_path / "k.npy"
     log = tmp_path / "k.npy.json"
-    file = File(path, (10, 10), torch.float64, "one")
-    file.add(slice(0, 5), slice(0, 5))
-    del file
+    with TileFile(path, (10, 10), torch.float64, "one") as file:
+        file.add(slice(0, 5), slice(0, 5))
     damage(path, log)
     with pytest.raises(ValueError, match=f"{sentence}: remove it with k.npy.json, or name another file.$"):
-        File(path, (10, 10), torch.float64, "one")
+        TileFile(path, (10, 10), torch.float64, "one")
 
 
 def test_what_decides_the_tiles_is_settled_once(tmp_path) -> None:
     path = tmp_path / "k.npy"
-    file = File(path, (10, 10), torch.float64, "one")
-    assert file.settle("memory", 5) == file.settle("memory", 6) == 5
-    again = File(path, (10, 10), torch.float64, "one")
-    assert again.settle("memory", 7) == 5
-    assert again.settle("grid", [3, 4]) == [3, 4]
+    with TileFile(path, (10, 10), torch.float64, "one") as file:
+        assert file.settle("memory", 5) == file.settle("memory", 6) == 5
+    with TileFile(path, (10, 10), torch.float64, "one") as again:
+        assert again.settle("memory", 7) == 5
+        assert again.settle("grid", [3, 4]) == [3, 4]
+
+
+def test_two_processes_do_not_write_the_same_file(tmp_path) -> None:
+    """The second is told so; a killed one leaves nothing locked; a finished file is open to all."""
+    path = tmp_path / "k.npy"
+    script = f"""
+import sys, time, torch
+from pathlib import Path
+from models.tile_file import TileFile
+with TileFile(Path({str(path)!r}), (10, 10), torch.float64, "one") as file:
+    print("open", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(ValueError, match=r"k.npy is being written by another process: wait, or name another.*"):
+            TileFile(path, (10, 10), torch.float64, "one")
+        other.kill()
+    with TileFile(path, (10, 10), torch.float64, "one") as file:
+        with pytest.raises(ValueError, match="another process"):
+            TileFile(path, (10, 10), torch.float64, "one")
+        file.finish()
+    with TileFile(path, (10, 10), torch.float64, "one") as one, TileFile(path, (10, 10), torch.float64, "one") as two:
+        assert one.complete
+        assert two.complete
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["k.npy", "k.npy.json"]
 
 
 def test_a_strip_begins_before_its_tiles_whatever_is_left_of_it(tmp_path) -> None:
@@ -402,12 +436,11 @@ def test_a_strip_begins_before_its_tiles_whatever_is_left_of_it(tmp_path) -> Non
             return matrix[rows, cols]
 
         options = {"bytes_per_entry": 8, "bytes_per_row": 100, "memory": 6000, "symmetric": True, "tall": True}
-        file = File(path, (60, 60), torch.float64, "one")
-        with pytest.raises(KeyboardInterrupt):
+        with TileFile(path, (60, 60), torch.float64, "one") as file, pytest.raises(KeyboardInterrupt):
             fill(file.tensor, tile, begin=begun.append, done=file, **options)
         done = -1000
-        file = File(path, (60, 60), torch.float64, "one")
-        fill(file.tensor, tile, begin=begun.append, done=file, **options)
+        with TileFile(path, (60, 60), torch.float64, "one") as file:
+            fill(file.tensor, tile, begin=begun.append, done=file, **options)
         assert torch.equal(file.tensor, matrix)
         height = begun[0].stop
         assert all(strip == slice(strip.start, min(strip.start + height, 60)) for strip in begun)

@@ -141,7 +141,7 @@ def memory(field):
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-net, x = {case}
+net, x = ({case})
 limit, x = infinite_width(net.double()), x.double()
 limit(x[:2], engine="torch")
 ctypes.CDLL(None).malloc_trim(0)
