@@ -49,7 +49,8 @@ class Batch:
 
     def decisive(self) -> dict[str, Tensor]:
         """What decides a training besides its rule."""
-        return {**self.params, "x": self.x, "y": self.y, "gamma": self.gamma}
+        fixed = {f"fixed {name}": value for name, value in self.fixed.items()}
+        return {**self.params, **fixed, "x": self.x, "y": self.y, "gamma": self.gamma}
 
     def outputs(self, z: Tensor) -> Tensor:
         """f, [m, N, c], of z."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ntk_networks import brute_force, inputs, networks
 from torch import Tensor, nn
 
-from bench.ntk import empirical_ntk, explain
+from bench.ntk import empirical_ntk, explain, products
 from models.layers import Linear
 from models.mlp import mlp
 
@@ -173,8 +173,12 @@ def test_large_images_in_float32(groups, outputs, options):
     assert error(kernel.double(), brute_force(net.double(), x.double(), x.double())) < 1e-5
 
 
-def test_scales_of_weights_and_biases_in_large_float32_products():
-    """On a CPU these take another path, where a bias std of .3 counts .09. Error: 200 products of 6e-8 each."""
+@pytest.mark.parametrize("onednn", [False, True])
+def test_scales_of_weights_and_biases_in_large_float32_products(monkeypatch, onednn):
+    """With AVX-512 these take another path, where a bias std of .3 counts .09. Error: 200 products of 6e-8 each."""
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch without oneDNN")
+    monkeypatch.setattr(products, "AVAILABLE", onednn)
     torch.manual_seed(0)
     layers = [Linear(40, 48, w_std=0.7, b_std=0.3), nn.Tanh(), Linear(48, 48, w_std=1.3, b_std=0.2), nn.Tanh()]
     net = nn.Sequential(*layers, Linear(48, 1, b_std=0.6))

@@ -7,13 +7,15 @@ that mixes devices (plain meta lets some through).
 import pytest
 import torch
 from ntk_networks import inputs, networks
+from ntk_odd_networks import odd_networks
 from torch import nn
 
 from bench.ntk import as_operator, empirical_ntk, write_ntk
 from bench.ntk.precision import BACKENDS
 from tests.one_device import OneDevice
 
-NETWORKS = {name: pair for name, pair in networks().items() if name != "recurrent"}  # LSTM has no meta kernel for vmap
+# An LSTM has no meta kernel for vmap, and recomputed activations are refused.
+NETWORKS = {n: pair for n, pair in {**networks(), **odd_networks()}.items() if n not in ("recurrent", "checkpointed")}
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
