@@ -23,7 +23,7 @@ SMALL = [
 
 
 CELLS = {
-    "after_kernel": 27, "cross_entropy": 9, "weight_decay": 3, "width": 10, "cnn": 4, "quick": 3, "pure_modes": 3,
+    "after_kernel": 27, "cross_entropy": 9, "weight_decay": 3, "width": 16, "cnn": 4, "quick": 3, "pure_modes": 3,
     "convolution": 3, "mimic_curves": 2, "training_alignment": 2,
 }  # fmt: skip
 
