@@ -7,6 +7,7 @@ kappa has full relative precision even where the count of large modes is n and k
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from bench.theory.contract import mode_sum
 _TOLERANCE = 1e-8  # Newton is quadratic: the step after one of this size is below rounding
 _STALE = 8.0  # kappa may move by this factor before modes are split anew: no term is above 8/9 then
 _MOST_STEPS = 500  # bisection alone needs 64 for all of float64's range
+_COARSE = 256  # groups of modes, geometric in their rank, that give the first guess where there are many more
 _CACHE = 100_000  # entries of a block: its temporaries stay in the cache of a CPU core
 _GPU = 2**24
 
@@ -70,7 +72,7 @@ def solve(
         ArithmeticError: no convergence (never seen).
     """
     with torch.no_grad():
-        kappa = _blocks(eigenvalues, multiplicities, n, tail, lower, upper)
+        kappa = _root(eigenvalues, multiplicities, n, tail, lower, upper)
     inputs = (eigenvalues, multiplicities, n, tail.strength, tail.gap)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         # Two differentiable Newton steps from the root: each squares the error, so the value stays and derivatives up
@@ -82,10 +84,35 @@ def solve(
     return kappa
 
 
-def _blocks(
+def _root(
     eigenvalues: Tensor, multiplicities: Tensor | None, n: Tensor, tail: Tail, lower: Tensor, upper: Tensor
 ) -> Tensor:
-    start = _start(eigenvalues, multiplicities, n, tail).clamp(lower, upper)
+    """From the n-th largest eigenvalue plus strength / n, which is right up to a factor of order 1 on smooth spectra.
+    Of many modes the root for groups of them comes first: it is right to some 1e-3, and saves half of the steps."""
+    values, order = eigenvalues.sort(-1, descending=True)
+    counts = torch.ones_like(values) if multiplicities is None else multiplicities.gather(-1, order)
+    cumulative = counts.cumsum(-1)
+    if len(eigenvalues) == 1:
+        place = torch.searchsorted(cumulative[0], n).clamp_max(values.shape[-1] - 1)
+        nth = values[0][place]
+    else:
+        place = torch.searchsorted(cumulative, n[:, None]).clamp_max(values.shape[-1] - 1)
+        nth = values.gather(-1, place)[:, 0]
+    kappa = (nth + tail.strength / n).clamp(lower, upper)
+    if values.shape[-1] >= 4 * _COARSE:
+        kappa = _in_blocks(*_grouped(values, counts), n, tail, lower, upper, kappa)
+    return _in_blocks(eigenvalues, multiplicities, n, tail, lower, upper, kappa)
+
+
+def _in_blocks(
+    eigenvalues: Tensor,
+    multiplicities: Tensor | None,
+    n: Tensor,
+    tail: Tail,
+    lower: Tensor,
+    upper: Tensor,
+    start: Tensor,
+) -> Tensor:
     shared = len(eigenvalues) == 1
     size = max(1, (_GPU if eigenvalues.is_cuda else _CACHE) // eigenvalues.shape[-1])
     found = []
@@ -97,18 +124,15 @@ def _blocks(
     return torch.cat(found) if found else start
 
 
-def _start(eigenvalues: Tensor, multiplicities: Tensor | None, n: Tensor, tail: Tail) -> Tensor:
-    """The n-th largest eigenvalue plus strength / n: right up to a factor of order 1 on smooth spectra."""
-    values, order = eigenvalues.sort(-1, descending=True)
-    counts = torch.ones_like(values) if multiplicities is None else multiplicities.gather(-1, order)
-    cumulative = counts.cumsum(-1)
-    if len(eigenvalues) == 1:
-        place = torch.searchsorted(cumulative[0], n).clamp_max(values.shape[-1] - 1)
-        nth = values[0][place]
-    else:
-        place = torch.searchsorted(cumulative, n[:, None]).clamp_max(values.shape[-1] - 1)
-        nth = values.gather(-1, place)[:, 0]
-    return nth + tail.strength / n
+def _grouped(values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted modes in groups, the first of one each: their mean eigenvalues and their sizes, [.., groups]."""
+    modes = values.shape[-1]
+    edges = torch.logspace(0, math.log10(modes), _COARSE, dtype=torch.float64, device=values.device).round().unique()
+    group = torch.bucketize(torch.arange(1, modes + 1, device=values.device, dtype=torch.float64), edges)
+    shape = (*values.shape[:-1], len(edges))
+    size = counts.new_zeros(shape).index_add_(-1, group, counts)
+    total = values.new_zeros(shape).index_add_(-1, group, values * counts)
+    return total / size.clamp_min(torch.finfo(size.dtype).tiny), size
 
 
 def _iterate(

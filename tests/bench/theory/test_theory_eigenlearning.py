@@ -249,3 +249,23 @@ def test_any_kind_of_array_is_taken():
 def test_rounding_noise_of_an_eigendecomposition_is_clipped():
     lam = torch.tensor([1.0, 0.5, -1e-15])
     assert eigenlearning(lam, [1, 1, 1], 1).learnabilities[2] == 0
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-20, 1e-3, 10.0])
+@pytest.mark.parametrize("kind", ["power law", "exponential", "random", "isotropic", "with zeros", "sixty decades"])
+def test_thousands_of_modes_solve_the_equation(kind, ridge):
+    """The first guess is then of groups of modes. Sums of 3,000 terms, rounded to 1e-16 of n each at worst."""
+    i = torch.arange(1, 3001, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    eigenvalues = {
+        "power law": i**-1.5, "exponential": (-i / 5).exp(), "isotropic": torch.ones_like(i),
+        "random": torch.rand(3000, generator=generator, dtype=torch.float64) ** 8,
+        "with zeros": torch.where(i % 4 == 0, i**-1.1, 0.0),
+        "sixty decades": 10 ** (-60 * torch.rand(3000, generator=generator, dtype=torch.float64)),
+    }[kind]  # fmt: skip
+    multiplicities = torch.randint(1, 5, (3000,), generator=generator).double()
+    rank = float(multiplicities[eigenvalues > 0].sum())
+    n = torch.tensor([0.1, 1.0, 7.3, 256.0, rank / 2, rank - 0.5], dtype=torch.float64)
+    kappa = eigenlearning(eigenvalues, torch.ones_like(i), n, ridge, multiplicities=multiplicities).kappa
+    learned = multiplicities * eigenvalues / (eigenvalues + kappa[:, None])
+    torch.testing.assert_close(learned.sum(1) + ridge / kappa, n, rtol=3e-13, atol=0)
