@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from bench import progress, store
-from bench.plan import Planned
+from bench.plan import CONF, Planned
 from bench.record import Record
 from bench.savepoint import Interrupted
 
 APART = ".apart"
 """In a cell's folder: leave it, it is to run alone."""
 POLL = 0.5
+RAY_STORE = 75 * 2**20  # bytes of Ray's object store, through which next to nothing passes: the launcher's own default
 _DEFAULTS = {"ray": ["+hydra.launcher.ray.remote.max_retries=0"]}  # else Ray repeats what fills the memory for ever
 
 
@@ -47,10 +52,14 @@ def launch(
     if launcher not in ("joblib", "ray"):
         _launch(cells, overrides, flags, hydra, own)
         return
+    stop = Path(cells[0].config.runs).resolve() / f".stop-{os.getpid()}"
     with contextlib.ExitStack() as stack:
         if launcher == "joblib":
             stack.enter_context(_variable(progress.COMMAND, str(os.getpid())))
-        stack.enter_context(_handing_on(Path(cells[0].config.runs).resolve() / f".stop-{os.getpid()}"))
+        stack.enter_context(_variable(progress.STOP, str(stop)))
+        if launcher == "ray":
+            _start_ray([*cells[0].overrides, *own])
+        stack.enter_context(_handing_on(stop))
         _launch(cells, overrides, flags, hydra, own)
         if progress.stopping():
             raise Interrupted
@@ -89,6 +98,16 @@ def _launch(
     finally:
         for cell in apart:
             (cell.folder / APART).unlink(missing_ok=True)
+
+
+def _start_ray(overrides: Sequence[str]) -> None:
+    """Ray takes SIGTERM for itself when it starts: so it starts, as its launcher would start it, before we take it; its
+    workers have the environment of this moment."""
+    ray = importlib.import_module("ray")  # an optional package
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = compose("config", list(overrides), return_hydra_config=True).hydra.launcher.ray.init
+    given: Any = OmegaConf.to_container(settings, resolve=True) if settings else {}
+    ray.init(**{"object_store_memory": RAY_STORE, **given})
 
 
 def is_apart(folder: Path) -> bool:
@@ -155,18 +174,18 @@ def _wait(cells: Sequence[Planned]) -> None:
 
 @contextlib.contextmanager
 def _handing_on(stop: Path) -> Iterator[None]:
-    """While open, SIGTERM makes the file by which ``progress.stopping`` knows of it, in this process and in workers."""
+    """While open, SIGTERM makes the file by which ``progress.stopping`` knows of it, in this process and in workers,
+    which have its name from this process's environment."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     stop.unlink(missing_ok=True)  # of a command that was killed while it ended, and had this process's number
-    with _variable(progress.STOP, str(stop)):
-        before = signal.signal(signal.SIGTERM, lambda number, frame: progress.stop_all())
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            stop.unlink(missing_ok=True)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: progress.stop_all())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stop.unlink(missing_ok=True)
 
 
 def _errors_raised() -> contextlib.AbstractContextManager[None]:
