@@ -163,6 +163,7 @@ def test_refusal_is_a_value_error() -> None:
         (torch.ones(2, 3).long(), None, None, "x1 must be a float tensor [n, ...] with n >= 1, not torch.int64"),
         (torch.randn(0, 3), None, None, "x1 must be a float tensor"),
         (torch.full((2, 3), torch.nan), None, None, "x1 must be finite, but holds NaN or infinity."),
+        (torch.full((2, 3), 1e30), None, None, "x1 is so large that its squares overflow in torch.float32: scale it"),
         (
             torch.randn(2, 3),
             torch.randn(2, 3).double(),
