@@ -40,7 +40,7 @@ class Program:
         self.root = nn.Sequential(module)
         try:
             self.nodes = list(_Tracer().trace(self.root).nodes)
-        except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:
             raise NoInfiniteWidthLimit(
                 f"{type(module).__name__} cannot be traced ({error}): "
                 "its forward must take one tensor and not branch on values or shapes."
@@ -109,6 +109,8 @@ class Program:
             self.constants[node] = self.call(node, self.constants)
         elif all(arg in self.features or arg in self.constants for arg in node.all_input_nodes) and self._runs(node):
             self.features.add(node)
+            if self._is_size(node):
+                self.sizes.add(node)
         else:
             self._compile(node)
             if not node.users and node not in self.sizes:
@@ -135,6 +137,14 @@ class Program:
     def known(self, node: fx.Node) -> bool:
         return node in self.streams or node in self.points
 
+    def _is_size(self, node: fx.Node) -> bool:
+        """Whether a call asks for sizes, or reckons with nothing else: x.shape, x.shape[0]."""
+        if node.op == "call_module":
+            return False
+        name = pointwise.name_of(node.target)
+        asks = (node.args[1] if name == "getattr" else name) in SIZES
+        return asks or all(arg in self.sizes or arg in self.constants for arg in node.all_input_nodes)
+
     def _runs(self, node: fx.Node) -> bool:
         """Whether a call before the first random layer may run as it is: it holds no state and draws no numbers."""
         if node.op != "call_module":
@@ -153,7 +163,7 @@ class Program:
                 self._compile_module(node)
             return
         name = pointwise.name_of(node.target)
-        if (node.args[1] if name == "getattr" else name) in SIZES:
+        if self._is_size(node):
             self.sizes.add(node)
         elif name == "getattr" and node.args[1] == "mT":
             turn, (source,) = rule_of_function("transpose"), node.all_input_nodes
@@ -164,8 +174,6 @@ class Program:
             products.take(self, node, name)
         elif name in concatenation.NAMES:
             concatenation.take(self, node)
-        elif all(arg in self.sizes or arg in self.constants for arg in node.all_input_nodes):
-            self.sizes.add(node)
         elif not self._compile_pointwise(node, name):
             self._compile_function(node, name)
 

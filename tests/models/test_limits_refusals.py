@@ -88,6 +88,7 @@ BEFORE_INPUTS = [
     (_tied, "'2' (Linear) shares its weights with '0' (Linear): the limit needs weights of its own for each call."),
     (lambda: Forward(lambda net, x: (net.a(x), net.b(x))), "The network returns several values: it must return one"),
     (lambda: Forward(lambda net, x: net.a(x) if x.sum() > 0 else net.b(x)), "Forward cannot be traced (symbolically"),
+    (lambda: Forward(lambda net, x: nn.ReLU()(net.a(x))), "Forward cannot be traced (module is not installed"),
     (lambda: TwoInputs(), "TwoInputs cannot be traced (TwoInputs.forward() missing 1 required positional argument"),
     (lambda: nn.Sequential(nn.Flatten(), nn.ReLU()), "The network has no layer with random weights, so it has no inf"),
     (
