@@ -11,6 +11,7 @@ jump at 0 is fine). Whether it is smooth is measured: a quadrature that does not
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from models.limits.nested import Nested, nested, pair_maps
 from models.limits.piecewise import ERROR, Pieces, dual, pieces
-from models.limits.quadrature import RADIUS, DualTable, Phi, dual_table, known_breaks, single_maps, with_slope
+from models.limits.quadrature import RADIUS, DualTable, Phi, bends, dual_table, known_breaks, single_maps, with_slope
 from models.limits.registry import function_rule, rule
 from models.limits.state import Kernels, NoInfiniteWidthLimit
 
+log = logging.getLogger(__name__)
 AnyModule = TypeVar("AnyModule", bound=type[nn.Module])
 
 
@@ -82,18 +84,25 @@ def _prepare(phi: Phi, s: Tensor, memo: dict[str, Any]) -> None:
     known_low, known_high = memo.get("range", (low, high))
     low, high = memo["range"] = min(low, known_low), max(high, known_high)
     plan = memo.get("plan")
+    if isinstance(plan, Nested) and plan.low <= low and high <= plan.high:
+        return
     breaks = known_breaks(phi, high, s.device)
     if breaks != [0.0]:
         straight = pieces(phi, breaks, RADIUS * high, s.device)
         if straight is not None:
             memo["plan"], memo["error"] = straight, ERROR
             return
-        if high - low > 64 * torch.finfo(s.dtype).eps * high:
-            if not (isinstance(plan, Nested) and plan.low <= low and high <= plan.high):
-                memo["plan"] = nested(phi, low, high, s.device)
-            memo["error"] = max(memo.get("error", 0.0), memo["plan"].error)
-            return
-    memo["plan"] = _covering(plan if isinstance(plan, DualTable) else None, phi, s)
+    if breaks != [0.0] and high - low > 64 * torch.finfo(s.dtype).eps * high:
+        memo["plan"] = nested(phi, low, high, s.device)
+    else:
+        try:
+            memo["plan"] = _covering(plan if isinstance(plan, DualTable) else None, phi, s)
+        except NoInfiniteWidthLimit:  # no table follows it: inputs far larger than the scale on which phi varies
+            points = bends(phi, high, s.device)
+            if points is None:
+                raise
+            log.warning("Inputs far larger than the activation's scale take milliseconds a pair; smaller ones less.")
+            memo["plan"] = nested(phi, low, high, s.device, points)
     memo["error"] = max(memo.get("error", 0.0), memo["plan"].error)
 
 

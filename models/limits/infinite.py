@@ -180,6 +180,9 @@ def _check(x1: Tensor, x2: Tensor | None) -> None:
             raise ValueError(f"{name} must be a float tensor [n, ...] with n >= 1, not {x.dtype} {list(x.shape)}.")
         if not x.is_meta and not bool(torch.isfinite(x).all()):
             raise ValueError(f"{name} must be finite, but holds NaN or infinity.")
+        largest = 0.0 if x.is_meta else float(x.abs().max())
+        if math.prod(x.shape[1:]) * largest * largest > torch.finfo(x.dtype).max:
+            raise ValueError(f"{name} is so large that its squares overflow in {x.dtype}: scale it, or use float64.")
     if x2 is not None and (x2.shape[1:] != x1.shape[1:] or x2.dtype != x1.dtype or x2.device != x1.device):
         described = [f"{list(x.shape[1:])} {x.dtype} on {x.device}" for x in (x1, x2)]
         raise ValueError(f"x2 must have the sample shape, dtype and device of x1, {described[0]}, not {described[1]}.")

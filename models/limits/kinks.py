@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,6 +19,12 @@ NARROW = 1e-13  # and of one that is small enough
 SPLIT = 0.48619  # where a panel is cut: halving would meet kinks at round numbers, and no panel would have them inside
 MOST = 12  # kinks; what has more is refused
 PANELS = 20_000  # panels to try in all
+BENDS = 28  # points of an outline, at most
+SMALLEST = 1e-14  # of the range: a panel that is not divided further
+NEAR = 1.0  # inputs between 0 and here are one panel at first
+FOLLOWED = 1e-9  # size of the last coefficients of a panel of an outline, which quadrature follows with more nodes
+FLOOR = 1e-3  # of the largest value: what is smaller need not be followed as closely
+STRAIGHT = 1e-12  # of a panel's largest value: what may be missing of a straight line
 RING = (-6.0, 0.0, 6.0)  # where the outer integrand changes fast, around a kink, in widths of the inner Gaussian
 WIDE = 0.7  # a width that needs no such care, in deviations
 
@@ -66,6 +73,42 @@ def _finest(found: list[tuple[float, float]], distance: float) -> list[float]:
         raise _too_many()
     centres = [min(cluster, key=lambda point: point[1]) for cluster in clusters]
     return [0.0 if abs(centre) <= 4 * half else centre for centre, half in centres]
+
+
+def outline(phi, radius: float, device: torch.device) -> list[float] | None:  # type: ignore[no-untyped-def]
+    """Points in (-radius, radius) between which polynomials follow `phi`, at whatever scale it varies; 0 is one.
+
+    Straight pieces, as most activations have far out, need no points however long they are. None where more than
+    BENDS would be needed: phi oscillates, or has kinks away from 0.
+    """
+    nodes = torch.cos(torch.arange(POINTS, dtype=torch.float64, device=device) * math.pi / (POINTS - 1))
+    transform = torch.linalg.inv(torch.cos(torch.arange(POINTS, device=device) * torch.acos(nodes)[:, None]))
+    # Panels that halve towards 0, so that what is narrow there is not stepped over.
+    halves = math.ceil(math.log2(max(radius, 1.0) / NEAR))
+    far = radius * 0.5 ** torch.arange(halves + 1, dtype=torch.float64, device=device).flip(0)
+    ends = torch.cat([-far.flip(0), far.new_zeros(1), far])
+    panels = torch.stack([ends[:-1], ends[1:]], 1)
+    largest = float(phi(ends.clone()).detach().abs().max())
+    done: list[tuple[float, float, bool]] = []
+    while len(panels):
+        middle, half = panels.mean(1, keepdim=True), (panels[:, 1:] - panels[:, :1]) / 2
+        u = middle + half * nodes
+        values = phi(u.flatten().clone()).detach().reshape(u.shape).double()
+        size = values.abs().amax(1).clamp_min(FLOOR * largest)
+        coefficients = (values @ transform.T).abs()
+        tail, bent = coefficients[:, -4:].amax(1), coefficients[:, 2:].amax(1)
+        smooth = (tail <= FOLLOWED * size) | (half[:, 0] <= SMALLEST * radius)
+        straight = bent <= STRAIGHT * size
+        kept = smooth.nonzero()[:, 0].tolist()
+        done += [(*panels[i].tolist(), bool(straight[i])) for i in kept]
+        rest = panels[~smooth]
+        if len(rest) > 2 * BENDS or len(done) > 20 * BENDS:
+            return None
+        centre = rest[:, 0] + SPLIT * (rest[:, 1] - rest[:, 0])
+        panels = torch.cat([torch.stack([rest[:, 0], centre], 1), torch.stack([centre, rest[:, 1]], 1)])
+    done.sort()
+    inner = [low for (_, _, before), (low, _, after) in pairwise(done) if low == 0 or not (before and after)]
+    return inner if len(inner) <= BENDS else None
 
 
 def _too_many() -> NoInfiniteWidthLimit:

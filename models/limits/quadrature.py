@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from models.limits.kinks import kinks, legendre, outer_edges, panels
+from models.limits.kinks import kinks, legendre, outer_edges, outline, panels
 from models.limits.state import NoInfiniteWidthLimit
 
 Phi = Callable[[Tensor], Tensor]
@@ -31,8 +31,10 @@ RADIUS = 10.0  # exp(-RADIUS^2 / 2) = 2e-22
 NODES = (24, 192)  # of one Gauss-Legendre rule: first try and last
 ANGLES = (16, 24, 32, 48, 64, 96, 128)  # Chebyshev points to try
 SPREADS = (8, 12, 16, 24, 32)
+REST = 2  # times the last two coefficients: what a series leaves
 PROBES = [0.03, 1.0, 3.0]  # angles at which nodes and degrees are tried
 NESTED_RADIUS = 8.0  # exp(-RADIUS^2 / 2) = 1e-14
+LARGEST = 1e5  # deviation
 CHUNK = 2**17  # evaluations at a time: arrays of 1 MB, of which some twenty live at once
 WORK = 24 * 8 * CHUNK  # bytes that quadrature takes, whatever the inputs
 
@@ -71,8 +73,17 @@ class DualTable:
 def single_maps(phi: Phi, s: Tensor, squared: bool = True) -> tuple[tuple[Tensor, Tensor], float]:
     """E[phi(s z)^2] and E[phi'(s z)^2], or without the squares, for deviations s [n] and normal z; and the error."""
     distinct, where = torch.unique(s.double(), return_inverse=True)
-    ends = distinct[[0, -1]]
-    breaks = known_breaks(phi, float(ends[1]), s.device)
+    maps, error = _by_panels(phi, distinct, squared, known_breaks(phi, float(distinct[-1]), s.device))
+    if error > WORST and (points := bends(phi, float(distinct[-1]), s.device)) is not None:
+        maps, error = _by_panels(phi, distinct, squared, points)
+    converged(error)
+    maps = maps.to(s)
+    return (maps[0][where], maps[1][where]), error
+
+
+def _by_panels(phi: Phi, s: Tensor, squared: bool, breaks: list[float]) -> tuple[Tensor, float]:
+    """[2, n] of `single_maps` for deviations s [n] in order, by nodes between `breaks`; and the error."""
+    ends = s[[0, len(s) // 2, -1]]
     count, error = NODES[0], math.inf
     found = _single(phi, ends, count, breaks, squared)
     while error > TOLERANCE and count < NODES[1]:
@@ -81,9 +92,7 @@ def single_maps(phi: Phi, s: Tensor, squared: bool = True) -> tuple[tuple[Tensor
         size = None if squared else _single(phi, ends, count, breaks, True).sqrt()  # a mean may be 0
         error, found = _difference(found, finer, size), finer
     per_chunk = max(CHUNK // (2 * count * (1 + len(breaks))), 1)
-    converged(error)
-    maps = torch.cat([_single(phi, part, count, breaks, squared) for part in distinct.split(per_chunk)], 1).to(s)
-    return (maps[0][where], maps[1][where]), error
+    return torch.cat([_single(phi, part, count, breaks, squared) for part in s.split(per_chunk)], 1), error
 
 
 def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: float = 1e-14) -> DualTable:
@@ -93,6 +102,7 @@ def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: fl
     """
     if high - low <= same * high:
         low = high = (low + high) / 2
+    converged(_along(phi, low, high, device))
     values = _values(phi, low, high, device)
     nodes, error = _enough_nodes(values, low, high, device)
     converged(error)
@@ -102,8 +112,24 @@ def dual_table(phi: Phi, low: float, high: float, device: torch.device, same: fl
     coefficients = _coefficients(values(s, theta.tolist(), nodes), (1, 2, 3))
     tail_angle, tail_spread = _tails(coefficients)
     maps = _trim(coefficients[0]), _trim(coefficients[1])
-    table = DualTable((low, high), maps, nodes, error + tail_angle + tail_spread)
+    table = DualTable((low, high), maps, nodes, error + REST * (tail_angle + tail_spread))
     return replace(table, error=converged(max(table.error, _unseen(table, phi, device))))
+
+
+def _along(phi: Phi, low: float, high: float, device: torch.device) -> float:
+    """What the longest series in the deviation leaves of E[phi(s z) phi(+-high z)]: no table leaves less.
+
+    Two lines of the table, at angles 0 and pi: where it must fail, they tell at once.
+    """
+    if low == high or device.type == "meta":
+        return 0.0
+    s = _stretch(_chebyshev_points(SPREADS[-1]), low, high).to(device)
+    z, weight = panels(s.new_tensor(known_breaks(phi, high, device)) / high, NODES[1], RADIUS)
+    weight = weight * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    ends = torch.stack([high * z, -high * z])
+    pairs = zip(with_slope(phi, s[:, None] * z), with_slope(phi, ends), strict=True)
+    lines = torch.stack([f @ (g * weight).T for f, g in pairs])
+    return _tails(_coefficients(lines[:, :, None], (1,)))[1]
 
 
 def _unseen(table: DualTable, phi: Phi, device: torch.device) -> float:
@@ -127,6 +153,14 @@ def known_breaks(phi: Phi, high: float, device: torch.device) -> list[float]:
     if high == 0 or device.type == "meta":
         return [0.0]
     return sorted({0.0, *kinks(phi, RADIUS * high, high, device)})
+
+
+def bends(phi: Phi, high: float, device: torch.device) -> list[float] | None:
+    """The outline of phi for inputs of deviations up to `high`; None where it has none of few points.
+
+    Nor for deviations beyond LARGEST: there the roundings of an angle are no longer small to a bend of width 1.
+    """
+    return None if high > LARGEST else outline(phi, RADIUS * high, device)
 
 
 def _values(phi: Phi, low: float, high: float, device: torch.device) -> Values:

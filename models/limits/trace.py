@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from models.attention import SelfAttention
 from models.layers import Conv2d, Linear
-from models.limits import pointwise, products
+from models.limits import concatenation, pointwise, products
 from models.limits.attention import Weights
 from models.limits.graph import Step, Streams, add, reachable, transform
 from models.limits.pointwise import Pointwise
@@ -20,7 +20,6 @@ from models.limits.registry import Rule, module_rule, rule_of_function
 from models.limits.state import Kernels, NoInfiniteWidthLimit
 from models.limits.structural import FLATTEN_POSITIONS, positions_flattened, scaled
 
-CONCATENATIONS = ("cat", "concat", "concatenate")
 SIZES = ("size", "dim", "shape", "ndim")
 
 
@@ -41,7 +40,7 @@ class Program:
         self.root = nn.Sequential(module)
         try:
             self.nodes = list(_Tracer().trace(self.root).nodes)
-        except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:
             raise NoInfiniteWidthLimit(
                 f"{type(module).__name__} cannot be traced ({error}): "
                 "its forward must take one tensor and not branch on values or shapes."
@@ -110,6 +109,8 @@ class Program:
             self.constants[node] = self.call(node, self.constants)
         elif all(arg in self.features or arg in self.constants for arg in node.all_input_nodes) and self._runs(node):
             self.features.add(node)
+            if self._is_size(node):
+                self.sizes.add(node)
         else:
             self._compile(node)
             if not node.users and node not in self.sizes:
@@ -136,6 +137,14 @@ class Program:
     def known(self, node: fx.Node) -> bool:
         return node in self.streams or node in self.points
 
+    def _is_size(self, node: fx.Node) -> bool:
+        """Whether a call asks for sizes, or reckons with nothing else: x.shape, x.shape[0]."""
+        if node.op == "call_module":
+            return False
+        name = pointwise.name_of(node.target)
+        asks = (node.args[1] if name == "getattr" else name) in SIZES
+        return asks or all(arg in self.sizes or arg in self.constants for arg in node.all_input_nodes)
+
     def _runs(self, node: fx.Node) -> bool:
         """Whether a call before the first random layer may run as it is: it holds no state and draws no numbers."""
         if node.op != "call_module":
@@ -154,7 +163,7 @@ class Program:
                 self._compile_module(node)
             return
         name = pointwise.name_of(node.target)
-        if (node.args[1] if name == "getattr" else name) in SIZES:
+        if self._is_size(node):
             self.sizes.add(node)
         elif name == "getattr" and node.args[1] == "mT":
             turn, (source,) = rule_of_function("transpose"), node.all_input_nodes
@@ -163,10 +172,8 @@ class Program:
             self.streams[node] = transform(turn, apply, self.name(node), node, self.materialise(source))
         elif products.is_product(self, node, name):
             products.take(self, node, name)
-        elif name in CONCATENATIONS:
-            self.streams[node] = self._concatenate(node)
-        elif all(arg in self.sizes or arg in self.constants for arg in node.all_input_nodes):
-            self.sizes.add(node)
+        elif name in concatenation.NAMES:
+            concatenation.take(self, node)
         elif not self._compile_pointwise(node, name):
             self._compile_function(node, name)
 
@@ -325,32 +332,6 @@ class Program:
             return values[last]
 
         return function
-
-    def _concatenate(self, node: fx.Node) -> Streams:
-        tensors = node.args[0] if node.args else node.kwargs.get("tensors")
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-        if not isinstance(tensors, list | tuple) or not isinstance(dim, int) or dim not in (1, -1):
-            raise NoInfiniteWidthLimit(
-                f"{self.name(node)}: tensors may be concatenated along their units (axis 1) only."
-            )
-        return tuple(step for arg in self._arguments(node, tensors) for step in self._checked(node, arg, dim))
-
-    def _arguments(self, node: fx.Node, tensors: Any) -> Iterator[fx.Node]:
-        for arg in tensors:
-            if not isinstance(arg, fx.Node) or arg in self.constants:
-                raise self.no_rule(node)
-            yield arg
-
-    def _checked(self, node: fx.Node, arg: fx.Node, dim: int) -> Streams:
-        def check(k: Kernels) -> Kernels:
-            axis = 1 if k.flat else k.channel_axis
-            last = 1 if k.flat else 1 + len(k.space)
-            if axis != dim % (last + 1):
-                raise NoInfiniteWidthLimit("tensors may be concatenated along their units only")
-            return k
-
-        rule = Rule(check, "linear", variances=False)
-        return transform(rule, check, self.name(node), node, self.materialise(arg))
 
     def no_rule(self, node: fx.Node) -> NoInfiniteWidthLimit:
         return NoInfiniteWidthLimit(

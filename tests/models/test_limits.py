@@ -199,7 +199,7 @@ def test_equal_and_nearly_equal_inputs_at_any_scale(activation, scale) -> None:
         assert torch.linalg.eigvalsh(kernel / size)[0] > -1e-8
 
 
-@pytest.mark.parametrize("scale", [1e3, 1e8, 1e30])
+@pytest.mark.parametrize("scale", [1e8, 1e30])
 def test_what_quadrature_does_not_see_is_refused(scale) -> None:
     x = torch.randn(4, 7, dtype=torch.float64) * scale
     x[0] = 0

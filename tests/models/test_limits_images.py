@@ -280,3 +280,19 @@ def test_real_images(readout, data_folder) -> None:
     np.testing.assert_allclose(limit.nngp[:2, 2:4].numpy(), nngp, rtol=1e-9)
     np.testing.assert_allclose(limit.ntk[:2, 2:4].numpy(), ntk, rtol=1e-8)
     assert torch.linalg.eigvalsh(limit.ntk)[0] > 0
+
+
+def test_sizes_of_the_input_shape_what_follows() -> None:
+    class Net(nn.Module):
+        def __init__(self, forward) -> None:
+            super().__init__()
+            self.first, self.last, self.function = Conv2d(2, 3, 3), Linear(12, 1), forward
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.function(x, torch.relu(self.first(x))))
+
+    x = torch.randn(3, 2, 4, 4)
+    expected = infinite_width(Net(lambda x, h: h.flatten(1)))(x)
+    for shaped in (lambda x, h: h.view(x.size(0), -1), lambda x, h: h.reshape(x.shape[0], 12)):
+        found = infinite_width(Net(shaped))(x)
+        torch.testing.assert_close(found.ntk, expected.ntk, rtol=0, atol=0)

@@ -432,3 +432,53 @@ def test_closed_forms_of_functions(written) -> None:
     assert by_quadrature.error > 0.0
     torch.testing.assert_close(limit.nngp, by_quadrature.nngp, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(limit.ntk, by_quadrature.ntk, rtol=1e-8, atol=1e-9)
+
+
+FAR = {
+    "tanh": (nn.Tanh(), np.tanh, lambda z: np.cosh(np.clip(z, -300, 300)) ** -2.0),
+    "sigmoid": (nn.Sigmoid(), special.expit, lambda z: special.expit(z) * special.expit(-z)),
+    "softplus": (nn.Softplus(), lambda z: np.logaddexp(0, z), special.expit),
+    "silu": (
+        nn.SiLU(),
+        lambda z: z * special.expit(z),
+        lambda z: special.expit(z) * (1 + z * special.expit(-z)),
+    ),
+    "elu": (nn.ELU(), lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))), lambda z: np.exp(np.minimum(z, 0))),
+    "one's own": (
+        made(lambda z: z * torch.sigmoid(1.7 * z) + 0.1 * torch.tanh(3 * z)),
+        lambda z: z * special.expit(1.7 * z) + 0.1 * np.tanh(3 * z),
+        lambda z: (
+            special.expit(1.7 * z) * (1 + 1.7 * z * special.expit(-1.7 * z))
+            + 0.3 * np.cosh(np.clip(3 * z, -300, 300)) ** -2.0
+        ),
+    ),
+}
+
+
+def _stretched(f, s: float, t: float, cosine: float) -> float:
+    """E[f(u) f(v)] by the trapezoidal rule in asinh(10^4 z), which sees all scales: around u = 0, and inside v = 0."""
+    sine, steps = math.sqrt(1 - cosine * cosine), np.arange(-14, 14, 0.02)
+    z, width = 1e-4 * np.sinh(steps), 2e-6 * np.cosh(steps)
+    inside = np.exp(-((z[None] - cosine / sine * z[:, None]) ** 2) / 2) / math.sqrt(2 * math.pi)
+    given = (inside * width) @ f(t * sine * z)
+    return float((f(s * z) * given * width) @ _normal(z))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "largest"), [*((name, 30.0) for name in FAR), ("tanh", 1000.0), ("silu", 1000.0)])
+def test_inputs_far_larger_than_the_scale_of_the_activation(name, largest) -> None:
+    phi, f, slope_of = FAR[name]
+    first, second = [0.0, largest], [largest / 30, largest, largest / 2]
+    cosine = torch.tensor([-0.8, 0.99, 0.3], dtype=torch.float64)
+    q1, q2 = (torch.tensor(s, dtype=torch.float64) ** 2 for s in (first, second))
+    value, slope, error = duals(phi, q1, q2, cosine)
+    assert 0 < error < 1e-6
+    # Of a table (the largest deviation is then some tens) the error is stated relative to each map's largest value;
+    # nodes of each pair are right relative to it.
+    sizes = [_stretched(h, largest, largest, 0.9) for h in (f, slope_of)]
+    for i, s in enumerate(first):
+        for j, (t, c) in enumerate(zip(second, cosine.tolist(), strict=True)):
+            assert value[i, j].item() == pytest.approx(_stretched(f, s, t, c), rel=1e-7, abs=error * sizes[0])
+            if s > 0:  # at 0 the covariance, by which `duals` divides, is 0
+                expected = _stretched(slope_of, s, t, c)
+                assert slope[i, j].item() == pytest.approx(expected, rel=1e-6, abs=error * sizes[1])

@@ -88,6 +88,7 @@ BEFORE_INPUTS = [
     (_tied, "'2' (Linear) shares its weights with '0' (Linear): the limit needs weights of its own for each call."),
     (lambda: Forward(lambda net, x: (net.a(x), net.b(x))), "The network returns several values: it must return one"),
     (lambda: Forward(lambda net, x: net.a(x) if x.sum() > 0 else net.b(x)), "Forward cannot be traced (symbolically"),
+    (lambda: Forward(lambda net, x: nn.ReLU()(net.a(x))), "Forward cannot be traced (module is not installed"),
     (lambda: TwoInputs(), "TwoInputs cannot be traced (TwoInputs.forward() missing 1 required positional argument"),
     (lambda: nn.Sequential(nn.Flatten(), nn.ReLU()), "The network has no layer with random weights, so it has no inf"),
     (
@@ -163,6 +164,7 @@ def test_refusal_is_a_value_error() -> None:
         (torch.ones(2, 3).long(), None, None, "x1 must be a float tensor [n, ...] with n >= 1, not torch.int64"),
         (torch.randn(0, 3), None, None, "x1 must be a float tensor"),
         (torch.full((2, 3), torch.nan), None, None, "x1 must be finite, but holds NaN or infinity."),
+        (torch.full((2, 3), 1e30), None, None, "x1 is so large that its squares overflow in torch.float32: scale it"),
         (
             torch.randn(2, 3),
             torch.randn(2, 3).double(),
