@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+REFERENCE = "#999999"
 MARKERS = {"kernel": "o", "network": "D", "theory": "_", "reference": "_"}
 FEW = 24  # scores that are shown unfolded
 FILLED = ("kernel", "network")
@@ -72,6 +73,7 @@ def text_list(records: Iterable[Record]) -> str:
 
 def _pictures(record: Record, panels: Sequence[Json]) -> str:
     pieces = []
+    whole = _colours(panels)
     columns = 1 if max(len(panel.get("ticks", ())) for panel in panels) > NARROW else _COLUMNS
     for first in range(0, len(panels), columns):
         some = panels[first : first + columns]
@@ -79,15 +81,25 @@ def _pictures(record: Record, panels: Sequence[Json]) -> str:
         figure = new_figure(3.6 * len(some) + 0.3 if columns > 1 else 7.5, 3.5 if named else 3.0)
         axes = figure.subplots(1, len(some), squeeze=False)[0]
         for one, panel in zip(axes, some, strict=True):
-            _draw(one, record, panel)
+            _draw(one, record, panel, whole if len(whole) <= len(COLOURS) else _colours([panel]))
         figure.tight_layout()
         pieces.append(svg(figure))
     return "".join(pieces)
 
 
-def _draw(axes: Axes, record: Record, panel: Json) -> None:
+def _colours(panels: Sequence[Json]) -> dict[str, str]:
+    """Label -> colour."""
+    labels = dict.fromkeys(curve["label"] for panel in panels for curve in panel["curves"] if not _grey(curve))
+    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
+
+
+def _grey(curve: Json) -> bool:
+    return bool(curve["kind"] == "reference")
+
+
+def _draw(axes: Axes, record: Record, panel: Json, colours: Mapping[str, str]) -> None:
     x = np.asarray(record.arrays[panel["x"]], dtype=np.float64)
-    labels = list(dict.fromkeys(curve["label"] for curve in panel["curves"]))
+    keys = {curve["label"]: REFERENCE if _grey(curve) else colours[curve["label"]] for curve in panel["curves"]}
     seen: list[np.ndarray] = []
     named = panel.get("ticks", ())
     places = np.log10(x) if panel["log_x"] else x
@@ -98,13 +110,12 @@ def _draw(axes: Axes, record: Record, panel: Json) -> None:
                 error = error / (np.log(10) * np.abs(mean))
                 mean = np.where(mean > 0, np.log10(np.abs(mean)), np.nan)
         seen.append(mean)
-        colour = COLOURS[labels.index(curve["label"]) % len(COLOURS)]
+        colour = keys[curve["label"]]
         if named:
             share = (i + 0.5) / len(panel["curves"]) - 0.5
             _dots(axes, curve["kind"], places + DODGE * share, mean, error, colour, joined=False)
         elif curve["kind"] in ("theory", "fit", "reference"):
-            axes.plot(places, mean, color="#999999" if curve["kind"] == "reference" else colour,
-                      linewidth=0.8 if curve["kind"] == "reference" else 1.3)  # fmt: skip
+            axes.plot(places, mean, color=colour, linewidth=0.8 if _grey(curve) else 1.3)
         else:
             _dots(axes, curve["kind"], places, mean, error, colour, joined=curve["kind"] == "network")
     bare(axes)
@@ -122,11 +133,11 @@ def _draw(axes: Axes, record: Record, panel: Json) -> None:
     else:
         _ticks(axes.xaxis, places, panel["log_x"])
     _ticks(axes.yaxis, np.concatenate(seen), panel["log_y"])
-    if len(labels) > 1:
+    if len(keys) > 1:
         from matplotlib.lines import Line2D
 
-        keys = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=1.5) for i in range(len(labels))]
-        axes.legend(keys, labels, fontsize=6.5, frameon=False, handlelength=1.2, labelspacing=0.25)
+        lines = [Line2D([], [], color=colour, linewidth=1.5) for colour in keys.values()]
+        axes.legend(lines, list(keys), fontsize=6.5, frameon=False, handlelength=1.2, labelspacing=0.25)
 
 
 def _dots(
@@ -147,7 +158,8 @@ def _ticks(axis: Any, values: np.ndarray, logarithmic: bool) -> None:
         return
     from matplotlib.ticker import MaxNLocator
 
-    ticks = MaxNLocator(5).tick_values(float(finite.min()), float(finite.max()))
+    whole = bool((finite == finite.round()).all())  # a degree, a level, a step: no ticks between
+    ticks = MaxNLocator(5, integer=whole).tick_values(float(finite.min()), float(finite.max()))
     fixed_ticks(axis, ticks, [f"{tick:g}" for tick in np.round(ticks, 10)])
 
 
