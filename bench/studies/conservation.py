@@ -147,7 +147,5 @@ def _page(settings: Conservation) -> dict[str, Any]:
     panels = [Panel("Ridge budget", "ridges", "ridge", "sum of learnabilities", ridge)]
     if settings.scales:
         curves = (Curve("n", "n_line", "theory"), Curve("networks", "network_total", "network"))
-        panels.append(
-            Panel("Feature learning", "richness", "richness", "sum of learnabilities", curves, log_x=True)
-        )
+        panels.append(Panel("Feature learning", "richness", "richness", "sum of learnabilities", curves, log_x=True))
     return page(f"Conservation law: {settings.domain} {settings.size}", text, tuple(panels))

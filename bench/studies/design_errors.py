@@ -19,6 +19,7 @@ from bench.studies.panel import Curve, named_panel, page, places
 from bench.studies.study import result
 from bench.trained import seed_of
 from models.design import Design, ErfUnits, PiecewiseLinear, design
+from models.design.fit import GOOD
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp(c - 1)": lambda c: torch.exp(c - 1),
@@ -57,7 +58,7 @@ def design_errors(settings: DesignErrors) -> Record:
     )
     panels = (
         named_panel("Largest error of the kernel", settings.targets, "error / K(1)",
-                    (Curve("error", "error", "kernel"),), True, "target"),
+                    (Curve("error", "error", "kernel"), Curve("sought", "sought", "reference")), True, "target"),
         named_panel("Knots, or error functions", settings.targets, "units", (Curve("units", "units", "kernel"),),
                     what="target"),
         named_panel("Time to find it", settings.targets, "CPU seconds", (Curve("seconds", "seconds", "kernel"),), True,
@@ -66,10 +67,11 @@ def design_errors(settings: DesignErrors) -> Record:
                     (Curve("noise", "noise", "kernel"),), what="target"),
     )  # fmt: skip
     text = (
-        "Designs by design(target): bent lines, with as few knots as reach an error of .005 K(1), and error functions "
-        "for the kernels of erf networks. Errors are exact up to the grid of 2,001 angles."
+        f"Designs by design(target): bent lines, with as few knots as reach an error of {GOOD:g} K(1), and error "
+        "functions for the kernels of erf networks. Errors are exact up to the grid of 2,001 angles."
     )
-    return result(scores, arrays | places(settings.targets), page("What designs achieve", text, panels))
+    arrays |= {"sought": np.full((1, len(settings.targets)), GOOD), **places(settings.targets)}
+    return result(scores, arrays, page("What designs achieve", text, panels))
 
 
 @dataclass(frozen=True)
