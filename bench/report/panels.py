@@ -168,14 +168,14 @@ def _table(record: Record, panel: Json) -> str:
     columns = [_values(record, curve) for curve in panel["curves"]]
     rows = []
     named = panel.get("ticks", ())
-    for i, place in enumerate(x):
+    for i in range(len(x)) if named else np.argsort(x, kind="stable"):
         cells = []
         for mean, error, count in columns:
             text = number(float(mean[i]), float(error[i]))
             if count > 1 and text != ABSENT:
                 text += f" ± {number(float(error[i]), float(error[i]))} ({count})"
             cells.append(text)
-        rows.append([escape(named[i]) if named else f"{place:g}", *cells])
+        rows.append([escape(named[i]) if named else f"{x[i]:g}", *cells])
     kinds = {"theory": "theory", "fit": "fit", "kernel": "kernel", "network": "network", "reference": "reference"}
     head = [escape(panel["x_label"]), *(f"{escape(c['label'])}, {kinds[c['kind']]}" for c in panel["curves"])]
     left = (0,) if named else ()
