@@ -154,7 +154,7 @@ def _ticks(axis: Any, values: np.ndarray, logarithmic: bool) -> None:
     if not len(finite) or finite.min() == finite.max():
         return
     if logarithmic:
-        log_axis(axis, float(finite.min()), float(finite.max()))
+        log_axis(axis, float(finite.min()), float(finite.max()), enough=3)
         return
     from matplotlib.ticker import MaxNLocator
 
