@@ -166,6 +166,6 @@ def _page(settings: DoubleDescent) -> dict[str, Any]:
     text = (
         f"n = {settings.n} training points and k random features: the error peaks at k = n and falls again. The theory "
         "is one of networks of finite width whose last layer is trained. On the cube the median over draws is shown: "
-        "at the peak the mean does not exist."
+        "at k = n the mean does not exist, and the theory without ridge is infinite."
     )
     return page("Double descent of random features", text, panels)
