@@ -27,6 +27,7 @@ FILLED = ("kernel", "network")
 NARROW, FLAT = 8, 4  # named points that fit a third of a page, and that fit without turning their names
 DODGE = 0.6  # of the distance between named points: how far the curves at one of them spread
 _COLUMNS = 3
+_LEGEND, _HANDLE, _LETTER = 200, 22, 3.7  # points: width of a legend, of a key's line with its margins, of a letter
 
 Json = Mapping[str, Any]
 
@@ -134,10 +135,19 @@ def _draw(axes: Axes, record: Record, panel: Json, colours: Mapping[str, str]) -
         _ticks(axes.xaxis, places, panel["log_x"])
     _ticks(axes.yaxis, np.concatenate(seen), panel["log_y"])
     if len(keys) > 1:
-        from matplotlib.lines import Line2D
+        _legend(axes, keys)
 
-        lines = [Line2D([], [], color=colour, linewidth=1.5) for colour in keys.values()]
-        axes.legend(lines, list(keys), fontsize=6.5, frameon=False, handlelength=1.2, labelspacing=0.25)
+
+def _legend(axes: Axes, keys: Mapping[str, str]) -> None:
+    """Between title and axes, where no curve is: in as many columns as fit."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=colour, linewidth=1.5) for colour in keys.values()]
+    columns = max(1, min(len(keys), int(_LEGEND // (_HANDLE + _LETTER * max(len(label) for label in keys)))))
+    rows = -(-len(keys) // columns)
+    axes.legend(lines, list(keys), loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=6.5, frameon=False,
+                handlelength=1.2, labelspacing=0.25, columnspacing=1.2, borderpad=0, borderaxespad=0.4)  # fmt: skip
+    axes.set_title(axes.get_title(loc="left"), loc="left", pad=6 + 9 * rows)
 
 
 def _dots(

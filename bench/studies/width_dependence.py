@@ -78,18 +78,13 @@ def width_dependence(settings: WidthDependence) -> Record:
     arrays["theory_mse"] = predicted.test_mse.numpy()[None, :, :, None] * ones
     arrays["theory_learnability"] = predicted.learnability.numpy()[None, :, :, None] * ones
     arrays["widths"], arrays["n"] = np.array(settings.widths), np.array(settings.n)
-    scores = (
-        [
-            summarise(
-                f"n = {n}/exponent of the squared distance in the width",
-                list(slopes(arrays["widths"], arrays["distance"][:, i])),
-                settings.seeds,
-            )
-            for i, n in enumerate(settings.n)
-        ]
-        if len(settings.widths) > 1
-        else []
-    )
+    scores = []
+    for i, n in enumerate(settings.n):
+        reached = np.isfinite(arrays["distance"][:, i]).all(0)
+        if reached.sum() > 1:
+            found_slopes = slopes(arrays["widths"][reached], arrays["distance"][:, i, reached])
+            name = f"n = {n}/exponent of the squared distance in the width"
+            scores.append(summarise(name, list(found_slopes), settings.seeds))
     return result(tuple(scores), arrays, {**store.plain(settings), **_page(settings)})
 
 
