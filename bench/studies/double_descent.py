@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench import store
-from bench.record import Record, Score, summarise
-from bench.studies.panel import Curve, Panel, page
+from bench.record import Record
+from bench.studies.panel import Curve, Panel, page, relative_gap
 from bench.studies.populations import corners, network
 from bench.studies.study import result
 from bench.theory.eigenlearning import eigenlearning
@@ -80,21 +79,14 @@ def double_descent(settings: DoubleDescent) -> Record:
         "gaussian_theory": theory.test_mse[None].numpy(), "relu_theory": relu.test_mse[None].numpy(),
         "gaussian_kernel": np.full((1, len(k)), float(kernel)), "k": np.array(settings.k),
     }  # fmt: skip
-    return result(_scores(settings, arrays), arrays, {**store.plain(settings), **_page(settings)})
-
-
-def _scores(settings: DoubleDescent, arrays: Mapping[str, np.ndarray]) -> tuple[Score, ...]:
-    """Relative distances from theory, and of networks from their own features; where k = n errors have no mean."""
-    off_peak = np.array(settings.k) != settings.n
+    other = np.array(settings.k) != settings.n  # at k = n errors have no mean
     pairs = [("Gaussian", "gaussian", "gaussian_theory"), ("ReLU features", "relu", "relu_theory")]
-    if settings.networks:
-        pairs.append(("networks", "network", "network_same"))
-    scores = []
-    for label, measured, expected in pairs:
-        off = np.abs(arrays[measured] / arrays[expected] - 1)[:, off_peak]
-        name = f"{label}/mean of |test MSE / expected - 1|, k other than n"
-        scores.append(summarise(name, list(np.nanmean(off, 1)), settings.seeds))
-    return tuple(scores)
+    pairs += [("networks to their features", "network", "network_same")] * bool(settings.networks)
+    scores = tuple(
+        relative_gap(f"{label}, k other than n", arrays[measured][:, other], arrays[expected][:, other])
+        for label, measured, expected in pairs
+    )
+    return result(scores, arrays, {**store.plain(settings), **_page(settings)})
 
 
 def _target(x: Tensor) -> Tensor:

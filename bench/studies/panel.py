@@ -77,3 +77,10 @@ def gap(name: str, measured: np.ndarray, expected: np.ndarray) -> Score:
     """The mean distance of two curves, [seeds, ...] and [seeds or 1, ...]; nan where a seed has no value."""
     distances = np.abs(measured - expected).reshape(len(measured), -1)
     return summarise(f"{name}/mean distance", list(distances.mean(1)), list(range(len(distances))))
+
+
+def relative_gap(name: str, measured: np.ndarray, expected: np.ndarray) -> Score:
+    """The mean of ``|measured / expected - 1|`` over the points that were measured, of [seeds, ...] and [1, ...]."""
+    off = np.abs(measured / expected - 1).reshape(len(measured), -1)
+    means = [float(row[~np.isnan(row)].mean()) if not np.isnan(row).all() else float("nan") for row in off]
+    return summarise(f"{name}/mean relative distance", means, list(range(len(off))))
