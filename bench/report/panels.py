@@ -83,6 +83,7 @@ def _pictures(record: Record, panels: Sequence[Json]) -> str:
         axes = figure.subplots(1, len(some), squeeze=False)[0]
         for one, panel in zip(axes, some, strict=True):
             _draw(one, record, panel, whole if len(whole) <= len(COLOURS) else _colours([panel]))
+        _level_titles(axes)
         figure.tight_layout()
         pieces.append(svg(figure))
     return "".join(pieces)
@@ -144,10 +145,16 @@ def _legend(axes: Axes, keys: Mapping[str, str]) -> None:
 
     lines = [Line2D([], [], color=colour, linewidth=1.5) for colour in keys.values()]
     columns = max(1, min(len(keys), int(_LEGEND // (_HANDLE + _LETTER * max(len(label) for label in keys)))))
-    rows = -(-len(keys) // columns)
     axes.legend(lines, list(keys), loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=6.5, frameon=False,
                 handlelength=1.2, labelspacing=0.25, columnspacing=1.2, borderpad=0, borderaxespad=0.4)  # fmt: skip
-    axes.set_title(axes.get_title(loc="left"), loc="left", pad=6 + 9 * rows)
+
+
+def _level_titles(figure: Iterable[Axes]) -> None:
+    """All titles of a row of axes above the highest of their legends."""
+    keys = [(len(legend.get_texts()), legend._ncols) for axes in figure if (legend := axes.get_legend())]
+    rows = max((-(-count // columns) for count, columns in keys), default=0)
+    for axes in figure:
+        axes.set_title(axes.get_title(loc="left"), loc="left", pad=6 + 9 * rows)
 
 
 def _dots(
