@@ -81,9 +81,12 @@ def _pictures(record: Record, panels: Sequence[Json]) -> str:
         named = any(panel.get("ticks") for panel in some)
         figure = new_figure(3.6 * len(some) + 0.3 if columns > 1 else 7.5, 3.5 if named else 3.0)
         axes = figure.subplots(1, len(some), squeeze=False)[0]
-        for one, panel in zip(axes, some, strict=True):
+        rows = [
             _draw(one, record, panel, whole if len(whole) <= len(COLOURS) else _colours([panel]))
-        _level_titles(axes)
+            for one, panel in zip(axes, some, strict=True)
+        ]
+        for one in axes:  # all titles of the row above the highest legend
+            one.set_title(one.get_title(loc="left"), loc="left", pad=6 + 9 * max(rows))
         figure.tight_layout()
         pieces.append(svg(figure))
     return "".join(pieces)
@@ -99,7 +102,8 @@ def _grey(curve: Json) -> bool:
     return bool(curve["kind"] == "reference")
 
 
-def _draw(axes: Axes, record: Record, panel: Json, colours: Mapping[str, str]) -> None:
+def _draw(axes: Axes, record: Record, panel: Json, colours: Mapping[str, str]) -> int:
+    """The rows of its legend."""
     x = np.asarray(record.arrays[panel["x"]], dtype=np.float64)
     keys = {curve["label"]: REFERENCE if _grey(curve) else colours[curve["label"]] for curve in panel["curves"]}
     seen: list[np.ndarray] = []
@@ -111,7 +115,7 @@ def _draw(axes: Axes, record: Record, panel: Json, colours: Mapping[str, str]) -
             with np.errstate(divide="ignore", invalid="ignore"):
                 error = error / (np.log(10) * np.abs(mean))
                 mean = np.where(mean > 0, np.log10(np.abs(mean)), np.nan)
-        seen.append(mean)
+        seen += [mean - error, mean + error]
         colour = keys[curve["label"]]
         if named:
             share = (i + 0.5) / len(panel["curves"]) - 0.5
@@ -135,26 +139,18 @@ def _draw(axes: Axes, record: Record, panel: Json, colours: Mapping[str, str]) -
     else:
         _ticks(axes.xaxis, places, panel["log_x"])
     _ticks(axes.yaxis, np.concatenate(seen), panel["log_y"])
-    if len(keys) > 1:
-        _legend(axes, keys)
+    return _legend(axes, keys) if len(keys) > 1 else 0
 
 
-def _legend(axes: Axes, keys: Mapping[str, str]) -> None:
-    """Between title and axes, where no curve is: in as many columns as fit."""
+def _legend(axes: Axes, keys: Mapping[str, str]) -> int:
+    """Between title and axes, where no curve is: in as many columns as fit. The number of its rows."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=colour, linewidth=1.5) for colour in keys.values()]
     columns = max(1, min(len(keys), int(_LEGEND // (_HANDLE + _LETTER * max(len(label) for label in keys)))))
     axes.legend(lines, list(keys), loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=6.5, frameon=False,
                 handlelength=1.2, labelspacing=0.25, columnspacing=1.2, borderpad=0, borderaxespad=0.4)  # fmt: skip
-
-
-def _level_titles(figure: Iterable[Axes]) -> None:
-    """All titles of a row of axes above the highest of their legends."""
-    keys = [(len(legend.get_texts()), legend._ncols) for axes in figure if (legend := axes.get_legend())]
-    rows = max((-(-count // columns) for count, columns in keys), default=0)
-    for axes in figure:
-        axes.set_title(axes.get_title(loc="left"), loc="left", pad=6 + 9 * rows)
+    return -(-len(keys) // columns)
 
 
 def _dots(
