@@ -136,6 +136,7 @@ def _page(settings: HermiteImages) -> dict[str, Any]:
         panels.append(Panel("Networks on the same images", "network_n", "training points n", "test MSE", both, True))
     text = (
         "The ansatz sees the covariance of the images, the kernel's Taylor series and the labels' Hermite "
-        "coefficients; no Gram matrix. Networks have another kernel, their NTK, and stand beside its regression."
+        "coefficients; no Gram matrix. Networks have another kernel, their NTK, and stand beside its regression, from "
+        f"which those of width {settings.width} still depart."
     )
     return page("Hermite eigenstructure of CIFAR-10", text, tuple(panels))
