@@ -123,10 +123,10 @@ def power_of_ten(exponent: int) -> str:
     return "1" if exponent == 0 else "10" if exponent == 1 else "10" + str(exponent).translate(_SUPERSCRIPT)
 
 
-def log_axis(axis: Any, low: float, high: float) -> None:
-    """Ticks for values plotted as log10: decades, or 1, 2, 5 where the range is short."""
+def log_axis(axis: Any, low: float, high: float, enough: int = 2) -> None:
+    """Ticks for values plotted as log10: decades, or 1, 2, 5 where the range has fewer of them than are enough."""
     exponents = decades(low, high)
-    if len(exponents) >= 2:
+    if len(exponents) >= enough:
         fixed_ticks(axis, exponents, [power_of_ten(e) for e in exponents])
         return
     ticks = _ticks(low, high, (1, 2, 5))

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+REFERENCE = "#999999"
 MARKERS = {"kernel": "o", "network": "D", "theory": "_", "reference": "_"}
 FEW = 24  # scores that are shown unfolded
 FILLED = ("kernel", "network")
 NARROW, FLAT = 8, 4  # named points that fit a third of a page, and that fit without turning their names
 DODGE = 0.6  # of the distance between named points: how far the curves at one of them spread
 _COLUMNS = 3
+_LEGEND, _HANDLE, _LETTER = 200, 22, 3.7  # points: width of a legend, of a key's line with its margins, of a letter
 
 Json = Mapping[str, Any]
 
@@ -72,22 +74,38 @@ def text_list(records: Iterable[Record]) -> str:
 
 def _pictures(record: Record, panels: Sequence[Json]) -> str:
     pieces = []
+    whole = _colours(panels)
     columns = 1 if max(len(panel.get("ticks", ())) for panel in panels) > NARROW else _COLUMNS
     for first in range(0, len(panels), columns):
         some = panels[first : first + columns]
         named = any(panel.get("ticks") for panel in some)
         figure = new_figure(3.6 * len(some) + 0.3 if columns > 1 else 7.5, 3.5 if named else 3.0)
         axes = figure.subplots(1, len(some), squeeze=False)[0]
-        for one, panel in zip(axes, some, strict=True):
-            _draw(one, record, panel)
+        rows = [
+            _draw(one, record, panel, whole if len(whole) <= len(COLOURS) else _colours([panel]))
+            for one, panel in zip(axes, some, strict=True)
+        ]
+        for one in axes:  # all titles of the row above the highest legend
+            one.set_title(one.get_title(loc="left"), loc="left", pad=6 + 9 * max(rows))
         figure.tight_layout()
         pieces.append(svg(figure))
     return "".join(pieces)
 
 
-def _draw(axes: Axes, record: Record, panel: Json) -> None:
+def _colours(panels: Sequence[Json]) -> dict[str, str]:
+    """Label -> colour."""
+    labels = dict.fromkeys(curve["label"] for panel in panels for curve in panel["curves"] if not _grey(curve))
+    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
+
+
+def _grey(curve: Json) -> bool:
+    return bool(curve["kind"] == "reference")
+
+
+def _draw(axes: Axes, record: Record, panel: Json, colours: Mapping[str, str]) -> int:
+    """The rows of its legend."""
     x = np.asarray(record.arrays[panel["x"]], dtype=np.float64)
-    labels = list(dict.fromkeys(curve["label"] for curve in panel["curves"]))
+    keys = {curve["label"]: REFERENCE if _grey(curve) else colours[curve["label"]] for curve in panel["curves"]}
     seen: list[np.ndarray] = []
     named = panel.get("ticks", ())
     places = np.log10(x) if panel["log_x"] else x
@@ -97,14 +115,13 @@ def _draw(axes: Axes, record: Record, panel: Json) -> None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 error = error / (np.log(10) * np.abs(mean))
                 mean = np.where(mean > 0, np.log10(np.abs(mean)), np.nan)
-        seen.append(mean)
-        colour = COLOURS[labels.index(curve["label"]) % len(COLOURS)]
+        seen += [mean - error, mean + error]
+        colour = keys[curve["label"]]
         if named:
             share = (i + 0.5) / len(panel["curves"]) - 0.5
             _dots(axes, curve["kind"], places + DODGE * share, mean, error, colour, joined=False)
         elif curve["kind"] in ("theory", "fit", "reference"):
-            axes.plot(places, mean, color="#999999" if curve["kind"] == "reference" else colour,
-                      linewidth=0.8 if curve["kind"] == "reference" else 1.3)  # fmt: skip
+            axes.plot(places, mean, color=colour, linewidth=0.8 if _grey(curve) else 1.3)
         else:
             _dots(axes, curve["kind"], places, mean, error, colour, joined=curve["kind"] == "network")
     bare(axes)
@@ -122,11 +139,18 @@ def _draw(axes: Axes, record: Record, panel: Json) -> None:
     else:
         _ticks(axes.xaxis, places, panel["log_x"])
     _ticks(axes.yaxis, np.concatenate(seen), panel["log_y"])
-    if len(labels) > 1:
-        from matplotlib.lines import Line2D
+    return _legend(axes, keys) if len(keys) > 1 else 0
 
-        keys = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=1.5) for i in range(len(labels))]
-        axes.legend(keys, labels, fontsize=6.5, frameon=False, handlelength=1.2, labelspacing=0.25)
+
+def _legend(axes: Axes, keys: Mapping[str, str]) -> int:
+    """Between title and axes, where no curve is: in as many columns as fit. The number of its rows."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=colour, linewidth=1.5) for colour in keys.values()]
+    columns = max(1, min(len(keys), int(_LEGEND // (_HANDLE + _LETTER * max(len(label) for label in keys)))))
+    axes.legend(lines, list(keys), loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=6.5, frameon=False,
+                handlelength=1.2, labelspacing=0.25, columnspacing=1.2, borderpad=0, borderaxespad=0.4)  # fmt: skip
+    return -(-len(keys) // columns)
 
 
 def _dots(
@@ -143,11 +167,12 @@ def _ticks(axis: Any, values: np.ndarray, logarithmic: bool) -> None:
     if not len(finite) or finite.min() == finite.max():
         return
     if logarithmic:
-        log_axis(axis, float(finite.min()), float(finite.max()))
+        log_axis(axis, float(finite.min()), float(finite.max()), enough=3)
         return
     from matplotlib.ticker import MaxNLocator
 
-    ticks = MaxNLocator(5).tick_values(float(finite.min()), float(finite.max()))
+    whole = bool((finite == finite.round()).all())  # a degree, a level, a step: no ticks between
+    ticks = MaxNLocator(5, integer=whole).tick_values(float(finite.min()), float(finite.max()))
     fixed_ticks(axis, ticks, [f"{tick:g}" for tick in np.round(ticks, 10)])
 
 
@@ -156,14 +181,14 @@ def _table(record: Record, panel: Json) -> str:
     columns = [_values(record, curve) for curve in panel["curves"]]
     rows = []
     named = panel.get("ticks", ())
-    for i, place in enumerate(x):
+    for i in range(len(x)) if named else np.argsort(x, kind="stable"):
         cells = []
         for mean, error, count in columns:
             text = number(float(mean[i]), float(error[i]))
             if count > 1 and text != ABSENT:
                 text += f" ± {number(float(error[i]), float(error[i]))} ({count})"
             cells.append(text)
-        rows.append([escape(named[i]) if named else f"{place:g}", *cells])
+        rows.append([escape(named[i]) if named else f"{x[i]:g}", *cells])
     kinds = {"theory": "theory", "fit": "fit", "kernel": "kernel", "network": "network", "reference": "reference"}
     head = [escape(panel["x_label"]), *(f"{escape(c['label'])}, {kinds[c['kind']]}" for c in panel["curves"])]
     left = (0,) if named else ()

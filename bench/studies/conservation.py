@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench import store
-from bench.record import Record
+from bench.record import Record, summarise
 from bench.studies.panel import Curve, Panel, gap, page
 from bench.studies.populations import circle, corners, fit_networks, network, ntk, parities
 from bench.studies.study import result
@@ -67,11 +67,14 @@ def conservation(settings: Conservation) -> Record:
     arrays |= {
         "ridge_plain": plain.total_learnability[None].numpy(), "ridge_finite": finite.total_learnability[None].numpy(),
         "ridges": np.array(settings.ridges), "scales": np.array(settings.scales),
+        "richness": 1 / (np.array(settings.scales) * settings.width**0.5),
         "n_line": np.full((1, len(settings.scales)), float(settings.n)),
     }  # fmt: skip
     scores = [gap("kernel regression to n", arrays["kernel_total"], np.array(float(settings.n)))]
-    if settings.scales:
-        scores.append(gap("networks to n", arrays["network_total"], arrays["n_line"]))
+    scores += [
+        summarise(f"networks, richness {richness:.2g}: sum of learnabilities", list(totals), settings.seeds)
+        for richness, totals in zip(arrays["richness"], arrays["network_total"].T, strict=True)
+    ]
     return result(tuple(scores), arrays, {**store.plain(settings), **_page(settings)})
 
 
@@ -134,7 +137,7 @@ def _page(settings: Conservation) -> dict[str, Any]:
     text = (
         f"n = {settings.n} points of the {settings.domain} ({settings.size}). Kernel regression without ridge: the "
         "learnabilities of any complete basis of targets sum to n exactly, for any kernel; a ridge takes its share. "
-        "Trained networks, each basis function its own target, from one initialisation: lazy ones (large output scale) "
+        "Trained networks, each basis function its own target, from one initialisation: lazy ones (small richness) "
         "share out n, too; feature learning breaks the budget."
     )
     ridge = (
@@ -144,7 +147,5 @@ def _page(settings: Conservation) -> dict[str, Any]:
     panels = [Panel("Ridge budget", "ridges", "ridge", "sum of learnabilities", ridge)]
     if settings.scales:
         curves = (Curve("n", "n_line", "theory"), Curve("networks", "network_total", "network"))
-        panels.append(
-            Panel("Feature learning", "scales", "output scale alpha", "sum of learnabilities", curves, log_x=True)
-        )
+        panels.append(Panel("Feature learning", "richness", "richness", "sum of learnabilities", curves, log_x=True))
     return page(f"Conservation law: {settings.domain} {settings.size}", text, tuple(panels))

@@ -110,7 +110,7 @@ def _page(settings: Convolution, names: tuple[str, ...]) -> dict[str, Any]:
         curves = [Curve(label, f"{metric}_{kernel}", "kernel") for kernel, label in LABELS.items()]
         if networks:
             curves += [Curve(label, f"{metric}_{kernel}_net", "network") for kernel, label in LABELS.items()]
-        return named_panel(title, names, title.lower(), tuple(curves), what="pair")
+        return named_panel(title, names, title[0].lower() + title[1:], tuple(curves), what="pair")
 
     panels = (
         panel("Class error", "class_error", settings.width > 0),

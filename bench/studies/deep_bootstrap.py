@@ -15,7 +15,7 @@ from torch import Tensor
 from bench import store
 from bench.record import Record
 from bench.studies.image_pairs import TASKS
-from bench.studies.panel import Curve, Panel, page
+from bench.studies.panel import Curve, Panel, page, relative_gap
 from bench.studies.populations import fit_networks, network, ntk
 from bench.studies.study import result
 from bench.theory.early_stopping import crossover_time
@@ -78,7 +78,11 @@ def deep_bootstrap(settings: DeepBootstrap) -> Record:
         "ideal": ideal[None].numpy(), "tau": np.array(settings.tau), "image_tau": np.array(settings.image_tau),
         "shares": np.array(settings.shares), "one": np.ones((1, len(settings.shares))),
     }  # fmt: skip
-    return result((), arrays, {**store.plain(settings), **_page(settings)})
+    scores = [relative_gap(f"power law to theory, {part} MSE", arrays[part], arrays[f"{part}_theory"])
+              for part in ("test", "train")]  # fmt: skip
+    if settings.population:
+        scores.append(relative_gap("MNIST to theory, test MSE", arrays["image_test"], arrays["image_theory"]))
+    return result(tuple(scores), arrays, {**store.plain(settings), **_page(settings)})
 
 
 def _seed(settings: DeepBootstrap, lam: Tensor, v: Tensor, seed: int) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench import store
 from bench.record import Record
-from bench.studies.panel import Curve, Panel, page
+from bench.studies.panel import Curve, Panel, page, relative_gap
 from bench.studies.populations import corners, network
 from bench.studies.study import result
 from bench.theory.eigenlearning import eigenlearning
@@ -79,7 +79,14 @@ def double_descent(settings: DoubleDescent) -> Record:
         "gaussian_theory": theory.test_mse[None].numpy(), "relu_theory": relu.test_mse[None].numpy(),
         "gaussian_kernel": np.full((1, len(k)), float(kernel)), "k": np.array(settings.k),
     }  # fmt: skip
-    return result((), arrays, {**store.plain(settings), **_page(settings)})
+    other = np.array(settings.k) != settings.n  # at k = n errors have no mean
+    pairs = [("Gaussian", "gaussian", "gaussian_theory"), ("ReLU features", "relu", "relu_theory")]
+    pairs += [("networks to their features", "network", "network_same")] * bool(settings.networks)
+    scores = tuple(
+        relative_gap(f"{label}, k other than n", arrays[measured][:, other], arrays[expected][:, other])
+        for label, measured, expected in pairs
+    )
+    return result(scores, arrays, {**store.plain(settings), **_page(settings)})
 
 
 def _target(x: Tensor) -> Tensor:
@@ -151,6 +158,6 @@ def _page(settings: DoubleDescent) -> dict[str, Any]:
     text = (
         f"n = {settings.n} training points and k random features: the error peaks at k = n and falls again. The theory "
         "is one of networks of finite width whose last layer is trained. On the cube the median over draws is shown: "
-        "at the peak the mean does not exist."
+        "at k = n the mean does not exist, and the theory without ridge is infinite."
     )
     return page("Double descent of random features", text, panels)

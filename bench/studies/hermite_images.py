@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench import store
 from bench.record import Record
-from bench.studies.panel import Curve, Panel, page
+from bench.studies.panel import Curve, Panel, page, relative_gap
 from bench.studies.populations import fit_networks, network, ntk
 from bench.studies.study import result
 from bench.theory.hermite import hermite_spectrum, whitening
@@ -58,7 +58,15 @@ def hermite_images(settings: HermiteImages) -> Record:
     arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     arrays |= {"n": np.array(settings.n), "network_n": np.array(settings.network_n),
                "index": np.arange(1, settings.top + 1)}  # fmt: skip
-    return result((), arrays, {**store.plain(settings), **_page(settings)})
+    scores = [relative_gap("eigenvalues to ansatz", arrays["eigenvalues"], arrays["eigenvalues_theory"])]
+    scores += [
+        relative_gap(f"kernel regression to ansatz, n = {n}", arrays["measured"][:, i : i + 1],
+                     arrays["theory"][:, i : i + 1])
+        for i, n in enumerate(settings.n)
+    ]  # fmt: skip
+    if settings.networks:
+        scores.append(relative_gap("networks to their NTK", arrays["network"], arrays["network_kernel"]))
+    return result(tuple(scores), arrays, {**store.plain(settings), **_page(settings)})
 
 
 def _seed(settings: HermiteImages, seed: int) -> dict[str, np.ndarray]:
@@ -128,6 +136,7 @@ def _page(settings: HermiteImages) -> dict[str, Any]:
         panels.append(Panel("Networks on the same images", "network_n", "training points n", "test MSE", both, True))
     text = (
         "The ansatz sees the covariance of the images, the kernel's Taylor series and the labels' Hermite "
-        "coefficients; no Gram matrix. Networks have another kernel, their NTK, and stand beside its regression."
+        "coefficients; no Gram matrix. Networks have another kernel, their NTK, and stand beside its regression, from "
+        f"which those of width {settings.width} still depart."
     )
     return page("Hermite eigenstructure of CIFAR-10", text, tuple(panels))

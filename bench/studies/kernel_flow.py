@@ -14,7 +14,7 @@ from bench.networks import change
 from bench.predict import KernelPredictor
 from bench.record import Record
 from bench.studies.named import named_task
-from bench.studies.panel import Curve, Panel, page
+from bench.studies.panel import Curve, Panel, page, relative_gap
 from bench.studies.populations import network, ntk
 from bench.studies.study import result
 from bench.theory.early_stopping import effective_ridge
@@ -55,7 +55,10 @@ def kernel_flow(settings: KernelFlow) -> Record:
     least = min(len(row["times"]) for row in rows)
     arrays = {name: np.array([row[name][-least:] for row in rows]) for name in rows[0]}
     arrays["time"] = arrays["times"].mean(0)
-    return result((), arrays, {**store.plain(settings), **_page(settings)})
+    named = {"flow of K_0": "initial", "flow of K_0 at twice the time": "twice", "flow at infinite width": "infinite",
+             "ridge N / t": "ridge"}  # fmt: skip
+    scores = [relative_gap(f"network to {label}", arrays["network"], arrays[name]) for label, name in named.items()]
+    return result(tuple(scores), arrays, {**store.plain(settings), **_page(settings)})
 
 
 def _seed(settings: KernelFlow, seed: int) -> dict[str, np.ndarray]:

@@ -83,7 +83,7 @@ def mimics(settings: Mimics) -> Record:
 def _kernels_page(settings: Mimics) -> dict[str, Any]:
     def panel(title: str, label: str, prefix: str, more: tuple[Curve, ...] = (), log_y: bool = False) -> Panel:
         curves = tuple(Curve(label, f"{prefix}_{name}", "theory") for name, label in SHALLOW.items())
-        return Panel(title, "angle", "angle between inputs", label, more + curves, log_y=log_y)
+        return Panel(title, "angle", "angle between inputs, rad", label, more + curves, log_y=log_y)
 
     deep = (Curve("four hidden layers", "kernel_target", "reference"),)
     panels = (

@@ -74,6 +74,16 @@ def page(title: str, text: str, panels: tuple[Panel, ...]) -> dict[str, Any]:
 
 
 def gap(name: str, measured: np.ndarray, expected: np.ndarray) -> Score:
-    """The mean distance of two curves, [seeds, ...] and [seeds or 1, ...]; nan where a seed has no value."""
-    distances = np.abs(measured - expected).reshape(len(measured), -1)
-    return summarise(f"{name}/mean distance", list(distances.mean(1)), list(range(len(distances))))
+    """The mean distance of two curves, [seeds, ...] and [seeds or 1, ...], over the points that a seed has."""
+    return _mean(f"{name}/mean distance", np.abs(measured - expected))
+
+
+def relative_gap(name: str, measured: np.ndarray, expected: np.ndarray) -> Score:
+    """The mean of ``|measured / expected - 1|`` over the points that were measured, of [seeds, ...] and [1, ...]."""
+    return _mean(f"{name}/mean relative distance", np.abs(measured / expected - 1))
+
+
+def _mean(name: str, distances: np.ndarray) -> Score:
+    """Each seed's over the points that it has; nan for one that has none."""
+    rows = [row[~np.isnan(row)] for row in distances.reshape(len(distances), -1)]
+    return summarise(name, [float(row.mean()) if len(row) else float("nan") for row in rows], list(range(len(rows))))

@@ -69,25 +69,27 @@ def parity_networks(settings: Parity) -> Record:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     arrays = {name: np.array(values) for name, values in columns.items()}
-    kinds = tuple(NETS)
-    arrays |= {what: np.stack([arrays[f"{what}_{name}"] for name in kinds], 1) for what in ("accuracy", "learnability")}
-    arrays |= {"seen": np.repeat(arrays["antipodes"][:, None], len(kinds), 1), **places(kinds)}
-    scores = tuple(
-        summarise(name, list(values), settings.seeds)
-        for name, values in arrays.items()
-        if values.ndim == 1 and name != "place"
-    )
+    scores = tuple(summarise(name, list(values), settings.seeds) for name, values in arrays.items())
+    trained_ones = np.array([name.endswith("_net") for name in NETS])
+    for what in ("accuracy", "learnability"):
+        all_of = np.stack([arrays[f"{what}_{name}"] for name in NETS], 1)
+        arrays[f"{what}_of_kernels"] = np.where(trained_ones, np.nan, all_of)
+        arrays[f"{what}_of_networks"] = np.where(trained_ones, all_of, np.nan)
+    arrays["seen"] = np.where(trained_ones, np.nan, arrays["antipodes"][:, None])
+    arrays |= {"chance": np.full((1, len(NETS)), 0.5), **places(tuple(NETS))}
     return result(scores, arrays, {**store.plain(settings), **_parity_page(settings)})
 
 
 def _parity_page(settings: Parity) -> dict[str, Any]:
     labels = tuple(NETS.values())
     panels = (
-        named_panel("Accuracy on unseen points", labels, "accuracy", (Curve("accuracy", "accuracy", "kernel"),),
-                    what="learner"),
+        named_panel("Accuracy on unseen points", labels, "accuracy",
+                    (Curve("kernel", "accuracy_of_kernels", "kernel"), Curve("chance", "chance", "reference"),
+                     Curve("network", "accuracy_of_networks", "network")), what="learner"),
         named_panel("Learnability", labels, "<y, f> / <y, y>",
-                    (Curve("share of antipodes seen", "seen", "theory"),
-                     Curve("learnability", "learnability", "kernel")), what="learner"),
+                    (Curve("kernel", "learnability_of_kernels", "kernel"),
+                     Curve("share of antipodes seen", "seen", "theory"),
+                     Curve("network", "learnability_of_networks", "network")), what="learner"),
     )  # fmt: skip
     text = (
         f"The parity of all {settings.bits} bits, from half of the points. Regression with the kernel of sin(6 z) / 2, "
@@ -111,10 +113,10 @@ class Monomials:
 def monomials(settings: Monomials) -> Record:
     """Test errors of regressions, relative to the target's mean square.
 
-    Arrays: ``levels`` [seeds, 5], with the NTK of two hidden ReLU layers on monomials of degree 1 to 5; ``random``
-    [seeds] and ``random_accuracy``, the same on random signs; for x1 x2 x3 ``designed`` (K = c^3 + c / 100) and
-    ``relu_<depth>``; ``a_3`` and ``a_3_shuffled``, the coefficient of c^3 that ``design((X, y))`` finds (of a sum of
-    1), and with shuffled labels.
+    Arrays: ``levels`` [seeds, 5], with the NTK of two hidden ReLU layers on monomials of degree 1 to 5 (scores
+    ``degree_1`` to ``degree_5``); ``random`` [seeds] and ``random_accuracy``, the same on random signs; for x1 x2 x3
+    ``designed`` (K = c^3 + c / 100) and ``relu_<depth>``; ``a_3`` and ``a_3_shuffled``, the coefficient of c^3 that
+    ``design((X, y))`` finds (of a sum of 1), and with shuffled labels.
     """
     columns: dict[str, list[float | list[float]]] = {}
     for seed in settings.seeds:
@@ -140,17 +142,25 @@ def monomials(settings: Monomials) -> Record:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     arrays = {name: np.array(values) for name, values in columns.items()}
-    scores = tuple(summarise(name, list(values), settings.seeds) for name, values in arrays.items() if values.ndim == 1)
-    kernels = ("designed", "relu_1", "relu_2", "relu_4")
+    levels = {f"degree_{k + 1}": arrays["levels"][:, k] for k in range(5)}
+    single = {name: values for name, values in arrays.items() if values.ndim == 1}
+    scores = tuple(summarise(name, list(values), settings.seeds) for name, values in (levels | single).items())
+    kernels, labels = ("designed", "relu_1", "relu_2", "relu_4"), ("a_3", "a_3_shuffled")
     arrays |= {"degree": np.arange(1, 6), "cubic": np.stack([arrays[name] for name in kernels], 1), **places(kernels)}
+    arrays |= {"found": np.stack([arrays[name] for name in labels], 1), "labelled": np.arange(len(labels))}
+    error = "test error / mean square of the target"
     panels = (
-        Panel("Monomials of one degree", "degree", "degree", "test error", (Curve("two layers", "levels", "kernel"),)),
-        named_panel("x1 x2 x3", ("c^3 + c / 100", "1 layer", "2 layers", "4 layers"), "test error",
+        Panel("Monomials by degree, two ReLU layers", "degree", "degree", error,
+              (Curve("two layers", "levels", "kernel"),)),
+        named_panel("x1 x2 x3, by kernel", ("c^3 + c / 100", "1 layer", "2 layers", "4 layers"), error,
                     (Curve("test error", "cubic", "kernel"),), what="kernel"),
+        Panel("What design((X, y)) finds", "labelled", "labels", "a_3, share of c^3",
+              (Curve("a_3", "found", "kernel"),), ticks=("x1 x2 x3", "shuffled labels")),
     )  # fmt: skip
     text = (
         f"Regression from {settings.n} points of the {settings.d}-cube, with NTKs of ReLU layers and with a kernel "
-        "designed for degree 3. a_3 is the share of c^3 that design((X, y)) finds from the data alone."
+        "designed for degree 3. a_3 is the share of c^3 that design((X, y)) finds for x1 x2 x3 from the data alone. "
+        "Among the scores also test error and accuracy on random signs (random)."
     )
     return result(scores, arrays, {**store.plain(settings), **page("Monomials: what a kernel is for", text, panels)})
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench import store
-from bench.record import Record
+from bench.record import Record, summarise
 from bench.studies.panel import Curve, Kind, Panel, gap, page
 from bench.studies.populations import Population, circle, cube, fit_networks, network, sphere
 from bench.studies.study import result
@@ -88,6 +88,14 @@ def pure_modes(settings: PureModes) -> Record:
     arrays["kernel_first"] = _first_points(population)
     arrays["n"] = np.array(settings.n)
     scores = [gap("kernel to theory, test MSE", arrays["kernel_mse"], arrays["theory_mse"])]
+    for i, level in enumerate(settings.levels):
+        if (highest := arrays["theory_mse"][:, i].max()) > 1:
+            scores += [
+                summarise(
+                    f"level {level}, highest test MSE/kernel", list(arrays["kernel_mse"][:, i].max(1)), settings.seeds
+                ),
+                summarise(f"level {level}, highest test MSE/theory", [highest], [0]),
+            ]
     if settings.networks:
         scores.append(gap("network to kernel, test MSE", arrays["network_mse"], arrays["kernel_same_mse"]))
     return result(tuple(scores), arrays, {**store.plain(settings), **_page(settings)})
@@ -160,6 +168,8 @@ def _page(settings: PureModes) -> dict[str, Any]:
     text = (
         "Each colour is one eigenfunction of the kernel as the target, by its level. Test MSE 1 is that of predicting "
         "nothing: eigenfunctions whose eigenvalue is below sum(lambda^2) / (2 sum(lambda)) rise above it before they "
-        "fall. On the circle, a domain of one dimension, the theory is known to fail: kernel regression lies above it."
+        "fall."
     )
+    if settings.domain == "circle":
+        text += " On the circle, a domain of one dimension, the theory is known to fail."
     return page(title, text, (panel("Test error", "mse", "test MSE"), panel("Learnability", "learnability", "L")))

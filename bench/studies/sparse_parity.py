@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from bench import store
-from bench.record import Record
-from bench.studies.panel import Curve, Panel, page
+from bench.record import Record, summarise
+from bench.studies.panel import Curve, Panel, page, relative_gap
 from bench.studies.populations import network, ntk
 from bench.studies.study import result
 from bench.theory.eigenlearning import eigenlearning
@@ -74,7 +74,11 @@ def sparse_parity(settings: SparseParity) -> Record:
             found[name].append(row)
     arrays = {name: np.array(values) for name, values in found.items()}
     arrays |= {"theory": theory.test_mse[None].numpy(), "n": np.array(settings.n)}
-    return result((), arrays, {**store.plain(settings), **_page(settings)})
+    scores = [relative_gap("kernel to theory", arrays["kernel"], arrays["theory"]),
+              relative_gap("lazy networks to kernel, same sets", arrays["lazy"], arrays["kernel_same"])]  # fmt: skip
+    scores.append(summarise("rich networks over kernel, same sets",
+                            list((arrays["rich"] / arrays["kernel_same"]).mean(1)), settings.seeds))  # fmt: skip
+    return result(tuple(scores), arrays, {**store.plain(settings), **_page(settings)})
 
 
 def _regression(kernel: Kernel, task: Task) -> float:

@@ -64,6 +64,7 @@ def pairs(settings: Pairs) -> Record:
         if name != "test_error"
     )
     arrays |= {f"{name}_mean": values.mean(0) for name, values in arrays.items()}
+    arrays["as_predicted"] = arrays["predicted_mean"][None]
     return result(scores, arrays, {**store.plain(settings), **_pairs_page(settings)})
 
 
@@ -73,16 +74,24 @@ def rank_correlations(one: np.ndarray, other: np.ndarray) -> list[float]:
 
 
 def _pairs_page(settings: Pairs) -> dict[str, Any]:
-    seen = (("power_tenth", "C(.1), power in the leading tenth"), ("alignment", "centred alignment"),
-            ("leave_one_out", "leave-one-out error"), ("predicted", "predicted test error"))  # fmt: skip
-    panels = tuple(
-        Panel(label, f"{name}_mean", label, "test error", (Curve("a pair of classes", "test_error", "kernel"),))
-        for name, label in seen
+    seen = (
+        ("Power", "power_tenth", "C(.1), power in the leading tenth", False),
+        ("Alignment", "alignment", "centred alignment", False),
+        ("Leave-one-out", "leave_one_out", "leave-one-out error", True),
+        ("Eigenlearning", "predicted", "predicted test error", True),
     )
+    pair = (Curve("a pair of classes", "test_error", "kernel"),)
+    equal = (Curve("as predicted", "as_predicted", "reference"),)
+    panels = tuple(
+        Panel(title, f"{name}_mean", label, "relative test error",
+              pair + (equal if name == "predicted" else ()), log_x=error, log_y=error)
+        for title, name, label, error in seen
+    )  # fmt: skip
     text = (
-        f"The 45 pairs of classes of Fashion-MNIST, {settings.n_train} training images of each: what the labels and "
-        f"the kernel of the training points say (NTK of {settings.depth} ReLU layers; the predicted error sees the "
-        "test points' kernel and labels, too), against the test error that regression makes. Means over the seeds."
+        f"The 45 pairs of classes of Fashion-MNIST, {settings.n_train} training images of each pair: what the labels "
+        f"and the kernel of the training points say (NTK of {settings.depth} ReLU layers; the predicted error sees the "
+        "test points' kernel and labels, too), against the test error that regression makes, relative to the labels' "
+        "mean square. A dot is a pair, the mean over the seeds."
     )
     return page("Which tasks are easy: 45 pairs of Fashion-MNIST", text, panels)
 

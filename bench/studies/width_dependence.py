@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from bench import store
-from bench.record import Record
+from bench.record import Record, summarise
+from bench.studies.fits import slopes
 from bench.studies.panel import Curve, Panel, page
 from bench.studies.populations import cube, fit_networks, network
 from bench.studies.study import result
@@ -77,7 +78,14 @@ def width_dependence(settings: WidthDependence) -> Record:
     arrays["theory_mse"] = predicted.test_mse.numpy()[None, :, :, None] * ones
     arrays["theory_learnability"] = predicted.learnability.numpy()[None, :, :, None] * ones
     arrays["widths"], arrays["n"] = np.array(settings.widths), np.array(settings.n)
-    return result((), arrays, {**store.plain(settings), **_page(settings)})
+    scores = []
+    for i, n in enumerate(settings.n):
+        reached = np.isfinite(arrays["distance"][:, i]).all(0)
+        if reached.sum() > 1:
+            found_slopes = slopes(arrays["widths"][reached], arrays["distance"][:, i, reached])
+            name = f"n = {n}/exponent of the squared distance in the width"
+            scores.append(summarise(name, list(found_slopes), settings.seeds))
+    return result(tuple(scores), arrays, {**store.plain(settings), **_page(settings)})
 
 
 def _page(settings: WidthDependence) -> dict[str, Any]:

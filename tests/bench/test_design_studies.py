@@ -170,6 +170,15 @@ def test_a_rich_network_turns_its_kernel_towards_the_target_and_a_lazy_one_does_
     assert (rich["motion"] > 20 * lazy["motion"]).all()
 
 
+def test_the_curve_of_alignment_runs_from_the_start_to_the_tolerance():
+    settings = TrainingAlignment(n=40, d=8, width=64, step=0.2, levels=(0.5, 0.1), seeds=(3, 4))
+    arrays = training_alignment(settings).arrays
+    curve = arrays["held_out_curve"]
+    assert arrays["progress"][[0, -1]] == pytest.approx([1, 1 / settings.tolerance])
+    np.testing.assert_allclose(curve[:, -1] / curve[:, 0], arrays["held_out"], rtol=0.02)  # a step beyond the tolerance
+    assert (arrays["steps"] > 5).all()
+
+
 @pytest.mark.parametrize("network", ["cnn", "resnet"])
 def test_designed_activations_in_image_networks_have_their_exact_limit(network):
     """Against 8 wide networks: the kernel's mean scatters by a few times 1 / sqrt(8 width)."""

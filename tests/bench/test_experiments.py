@@ -12,10 +12,10 @@ import pytest
 from bench import progress, run, store
 from bench.plan import CONF, PlanError, plan
 from bench.record import Record, summarise
-from bench.report.panels import study_page
+from bench.report.panels import REFERENCE, _colours, study_page
 from bench.studies.convolution import Convolution, convolution
 from bench.studies.mimics import MimicCurves, mimic_curves
-from bench.studies.panel import Curve, Panel, named_panel, page, places
+from bench.studies.panel import Curve, Panel, gap, named_panel, page, places, relative_gap
 from bench.tracking import Rows
 
 STUDIES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if "study:" in path.read_text())
@@ -112,6 +112,22 @@ def test_a_page_of_named_things_has_their_names_and_the_scores() -> None:
     assert '<td class="text">second &amp; last</td><td>4.0 ± 1.0 (2)</td>' in text  # 4, sd 2^.5, two seeds
     assert '<td class="text">a/mean</td><td>2.75 ± 0.75 (2)</td>' in text
     assert text.count("second &amp; last") == 2  # below the picture and in the table
+
+
+def test_a_label_has_one_colour_on_a_page_and_references_are_grey() -> None:
+    curves = {label: Curve(label, "a", "kernel") for label in "abc"} | {"r": Curve("r", "a", "reference")}
+    panels = [Panel("", "x", "", "", tuple(curves[label] for label in some)) for some in ("ab", "rbc", "ca")]
+    colours = _colours(store.plain(panels))
+    assert list(colours) == ["a", "b", "c"]
+    assert len({*colours.values(), REFERENCE}) == 4
+
+
+def test_distances_are_means_over_the_points_that_a_seed_has() -> None:
+    measured = np.array([[1.0, 3.0, np.nan], [2.0, 2.0, 8.0]])
+    expected = np.array([[1.0, 2.0, 4.0]])
+    assert gap("a", measured, expected).per_member == (0.5, 5 / 3)
+    assert relative_gap("a", measured, expected).per_member == (0.25, 2 / 3)
+    assert np.isnan(gap("a", np.full((1, 3), np.nan), expected).value)
 
 
 def test_images_leave_a_page_a_pair(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
