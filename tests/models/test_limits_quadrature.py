@@ -23,7 +23,7 @@ from models.activations import (
     Square,
     activation,
 )
-from models.layers import Linear
+from models.layers import Conv2d, Linear
 from models.limits import NoInfiniteWidthLimit, elementwise, infinite_width
 from models.limits.elementwise import _covering
 from models.limits.kinks import kinks
@@ -214,6 +214,21 @@ def _clipped(q: float) -> tuple[float, float]:
     inside = math.erf(1 / math.sqrt(2 * q))
     density = 2 * math.sqrt(q / (2 * math.pi)) * math.exp(-1 / (2 * q))
     return q * inside - density + (1 - inside), inside
+
+
+def test_images_by_series_are_those_in_closed_form() -> None:
+    """2 ndtr(z) - 1 = erf(z / sqrt 2): all pairs of pixels, and three images beside two."""
+    x = torch.randn(5, 2, 3, 4, dtype=torch.float64)
+
+    def limit(phi: nn.Module, *ends: nn.Module) -> torch.Tensor:
+        found = infinite_width(nn.Sequential(Conv2d(2, 4, 2), phi, Conv2d(4, 4, 2, padding=1), phi, *ends))(
+            x[:3], x[3:]
+        )
+        return torch.stack([found.nngp, found.ntk])
+
+    for ends in ((nn.AvgPool2d((1, 2)), nn.Flatten(), Linear(24, 1)), (nn.Flatten(), Linear(48, 1))):
+        series = limit(made(lambda z: 2 * torch.special.ndtr(z) - 1), *ends)
+        torch.testing.assert_close(series, limit(made(lambda z: torch.erf(z / 2**0.5)), *ends), rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.slow
