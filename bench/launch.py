@@ -107,7 +107,10 @@ def _start_ray(overrides: Sequence[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = compose("config", list(overrides), return_hydra_config=True).hydra.launcher.ray.init
     given: Any = OmegaConf.to_container(settings, resolve=True) if settings else {}
-    ray.init(**{"object_store_memory": RAY_STORE, **given})
+    try:
+        ray.init(**{"object_store_memory": RAY_STORE, **given})
+    except Exception as error:  # no cluster at the address, no room, ...
+        raise RuntimeError(f"The launcher stopped: {_sentence(error)}") from error
 
 
 def is_apart(folder: Path) -> bool:

@@ -39,18 +39,22 @@ class TileFile:
         self.complete = False
         numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
         size = math.prod(shape) * numpy_dtype.itemsize
+        self._lock = filelock.FileLock(path.with_name(path.name + ".lock"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(path.with_name(path.name + ".lock"))
             if not self._finished():
                 self._lock.acquire(timeout=0)
             if not self._read():
                 self._begin(shape, numpy_dtype)
+            self._map = self._open(shape, numpy_dtype)
         except filelock.Timeout as error:
             raise ValueError(f"{path} is being written by another process: wait, or name another file.") from error
         except OSError as error:
+            self._lock.release()
             raise ValueError(f"The {size / 1e9:.3g} GB of {path} cannot be written: {error.strerror}.") from error
-        self._map = self._open(shape, numpy_dtype)
+        except BaseException:  # whose traceback, in a notebook, would keep this object and with it the lock
+            self._lock.release()
+            raise
         self.tensor = torch.from_numpy(self._map)
 
     def __enter__(self) -> TileFile:
@@ -90,7 +94,7 @@ class TileFile:
             raise
 
     def _finished(self) -> bool:
-        return self._log.exists() and self._log.read_bytes().endswith(FINISHED)
+        return self.path.exists() and self._log.exists() and self._log.read_bytes().endswith(FINISHED)
 
     def _read(self) -> bool:
         if not self.path.exists():
