@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import integrate
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
+
+from models.layers import Linear
+from models.limits import elementwise, infinite_width
 
 
 def arc_cosine(kxx: np.ndarray, kxy: np.ndarray, kyy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,3 +132,32 @@ def empirical(net: nn.Module, params: dict[str, Tensor], x1: Tensor, x2: Tensor)
 
 def trained(net: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in net.named_parameters() if p.requires_grad}
+
+
+Q = torch.tensor([0.3, 1.0, 2.5, 4.0], dtype=torch.float64)
+NORMS = torch.tensor([0.2, 3.0, 1.0, 1.0, 2.0, 0.05], dtype=torch.float64)
+COSINES = torch.tensor([-0.999, -0.4, 0.3, 0.9, 0.9999, 1 - 1e-9], dtype=torch.float64)
+
+
+def covariances() -> tuple[torch.Tensor, torch.Tensor]:
+    k = COSINES * torch.outer(Q.sqrt(), NORMS.sqrt())
+    return k, (Q[:, None] + NORMS[None]) / 2
+
+
+def duals(module: nn.Module, q1: torch.Tensor, q2: torch.Tensor, cosine: torch.Tensor) -> tuple:
+    """Both dual maps [r, c] through a network: one hidden layer on inputs of two features at the given angles."""
+    angle = torch.arccos(cosine)
+    x1 = math.sqrt(2) * q1.sqrt()[:, None] * torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    x2 = math.sqrt(2) * q2.sqrt()[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    limit = infinite_width(nn.Sequential(Linear(2, 3), module, Linear(3, 1)))(x1, x2)
+    k = x1 @ x2.T / 2
+    return limit.nngp, (limit.ntk - limit.nngp) / k, limit.error
+
+
+def made(function) -> nn.Module:
+    """A module of an element-wise function, that is not looked into."""
+    return elementwise(type("Made", (nn.Module,), {"forward": lambda self, z: function(z)}))()
+
+
+def normal_density(z: np.ndarray | float) -> Any:
+    return np.exp(-z * z / 2) / math.sqrt(2 * math.pi)

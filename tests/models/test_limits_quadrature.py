@@ -6,21 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from limit_references import arc_cosine, expectation
+from limit_references import duals, expectation, made, normal_density
 from scipy import integrate, special
 from torch import nn
 from torch.nn import functional
 
 from models.activations import (
-    Cos,
     Erf,
-    Exp,
-    Gaussian,
-    Hermite,
-    Power,
-    RectifiedPower,
     Sin,
-    Square,
     activation,
 )
 from models.layers import Conv2d, Linear
@@ -42,17 +35,6 @@ SCALAR = {
     "silu": (lambda z: z * special.expit(z), lambda z: special.expit(z) * (1 + z * (1 - special.expit(z)))),
     "softplus": (lambda z: np.logaddexp(0, z), special.expit),
 }
-Q = torch.tensor([0.3, 1.0, 2.5, 4.0], dtype=torch.float64)
-
-
-def duals(module: nn.Module, q1: torch.Tensor, q2: torch.Tensor, cosine: torch.Tensor) -> tuple:
-    """Both dual maps [r, c] through a network: one hidden layer on inputs of two features at the given angles."""
-    angle = torch.arccos(cosine)
-    x1 = math.sqrt(2) * q1.sqrt()[:, None] * torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    x2 = math.sqrt(2) * q2.sqrt()[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
-    limit = infinite_width(nn.Sequential(Linear(2, 3), module, Linear(3, 1)))(x1, x2)
-    k = x1 @ x2.T / 2
-    return limit.nngp, (limit.ntk - limit.nngp) / k, limit.error
 
 
 @pytest.mark.parametrize("name", SCALAR)
@@ -67,33 +49,6 @@ def test_smooth_activations_against_scipy(name) -> None:
             k = c * math.sqrt(a * b)
             assert value[i, j].item() == pytest.approx(expectation(f, f, a, b, k), abs=2e-8)
             assert derivative[i, j].item() == pytest.approx(expectation(slope, slope, a, b, k), abs=2e-8)
-
-
-COSINES = torch.tensor([-0.999, -0.4, 0.3, 0.9, 0.9999, 1 - 1e-9], dtype=torch.float64)
-NORMS = torch.tensor([0.2, 3.0, 1.0, 1.0, 2.0, 0.05], dtype=torch.float64)
-
-
-def _covariances() -> tuple[torch.Tensor, torch.Tensor]:
-    k = COSINES * torch.outer(Q.sqrt(), NORMS.sqrt())
-    return k, (Q[:, None] + NORMS[None]) / 2
-
-
-@pytest.mark.parametrize(
-    ("module", "value", "slope"),
-    [
-        (Sin(), lambda k, m: torch.exp(-m) * torch.sinh(k), lambda k, m: torch.exp(-m) * torch.cosh(k)),
-        (Cos(), lambda k, m: torch.exp(-m) * torch.cosh(k), lambda k, m: torch.exp(-m) * torch.sinh(k)),
-        (Square(), lambda k, m: torch.outer(Q, NORMS) + 2 * k * k, lambda k, m: 4 * k),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_against_analytic_duals(module, value, slope) -> None:
-    found_value, found_slope, error = duals(module, Q, NORMS, COSINES)
-    k, m = _covariances()
-    assert error < 1e-9
-    for found, expected in ((found_value, value(k, m)), (found_slope, slope(k, m))):
-        # theta = 1e-4.5 is known to about 1e-12 from a cosine in float64
-        assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
 
 
 @elementwise
@@ -139,16 +94,6 @@ def test_quadrature_equals_the_closed_forms_kinks_included(mine, closed) -> None
         assert 0 < quadrature.error < 1e-9
         for found, expected in zip(quadrature[:2], exact[:2], strict=True):
             assert ((found - expected).abs().max() / expected.abs().max()) < 2e-9
-
-
-def test_step_and_sign_against_arc_cosine() -> None:
-    k, _ = _covariances()
-    _, step = arc_cosine(Q.numpy(), k.numpy(), NORMS.numpy())
-    value, slope, _ = duals(activation("step"), Q, NORMS, COSINES)
-    np.testing.assert_allclose(value.numpy(), step, atol=1e-9)
-    assert (slope.abs() < 1e-9).all()
-    value, _, _ = duals(activation("sign"), Q, NORMS, COSINES)
-    np.testing.assert_allclose(value.numpy(), 4 * step - 1, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["tanh", "gelu", "elu", "sigmoid", "mish", "softsign"])
@@ -202,11 +147,6 @@ def test_activation_that_is_not_smooth_is_refused() -> None:
     x = torch.randn(4, 3, dtype=torch.float64)
     with pytest.raises(NoInfiniteWidthLimit, match=r"'1' \(Staircase\): the activation is not smooth between a few"):
         infinite_width(nn.Sequential(Linear(3, 4), Staircase(), Linear(4, 1)))(x)
-
-
-def made(function) -> nn.Module:
-    """A module of an element-wise function, that is not looked into."""
-    return elementwise(type("Made", (nn.Module,), {"forward": lambda self, z: function(z)}))()
 
 
 def _clipped(q: float) -> tuple[float, float]:
@@ -296,7 +236,7 @@ def _hardswish_moments(a: float, b: float, k: float) -> tuple[float, float]:
         total = 0.0
         for start, stop in itertools.pairwise(ends):
             v = start + (stop - start) * middle
-            total += float((f(v) * _normal((v - mean) / rest)).sum()) * (stop - start) / 2000 / rest
+            total += float((f(v) * normal_density((v - mean) / rest)).sum()) * (stop - start) / 2000 / rest
         return total
 
     found = []
@@ -304,7 +244,7 @@ def _hardswish_moments(a: float, b: float, k: float) -> tuple[float, float]:
     for f in (h, slope):
 
         def weight(u: float, f=f) -> float:
-            return float(f(np.array(u))) * given(f, k / a * u) * _normal(u / math.sqrt(a)) / math.sqrt(a)
+            return float(f(np.array(u))) * given(f, k / a * u) * normal_density(u / math.sqrt(a)) / math.sqrt(a)
 
         ends = [-9 * math.sqrt(a), *edges, 9 * math.sqrt(a)]
         found.append(sum(integrate.quad(weight, *pair, epsabs=1e-9)[0] for pair in itertools.pairwise(ends)))
@@ -376,79 +316,6 @@ def expectation_of_clips(a: float, b: float, k: float) -> tuple[float, float]:
     return value, inside
 
 
-def _gauss_hermite(f, a: float, b: float, k: float) -> float:
-    """E[f(u) f(v)] for a smooth f by a product rule, in other coordinates than the package's."""
-    x, w = np.polynomial.hermite_e.hermegauss(150)
-    w = w / math.sqrt(2 * math.pi)
-    u = math.sqrt(a) * x[:, None]
-    v = k / math.sqrt(a) * x[:, None] + math.sqrt(b - k * k / a) * x[None]
-    return float(w @ (f(u) * f(v)) @ w)
-
-
-_normal = lambda z: np.exp(-z * z / 2) / math.sqrt(2 * math.pi)  # noqa: E731
-SMOOTH = {
-    "erf": (Erf(), special.erf, lambda z: 2 / math.sqrt(math.pi) * np.exp(-z * z)),
-    "gelu": (nn.GELU(), lambda z: z * special.ndtr(z), lambda z: special.ndtr(z) + z * _normal(z)),
-    "sin": (Sin(), np.sin, np.cos),
-    "cos": (Cos(), np.cos, lambda z: -np.sin(z)),
-    "exp": (Exp(), np.exp, np.exp),
-    "gaussian": (Gaussian(), lambda z: np.exp(-z * z), lambda z: -2 * z * np.exp(-z * z)),
-    "square": (Square(), lambda z: z**2, lambda z: 2 * z),
-    "cube": (Power(3), lambda z: z**3, lambda z: 3 * z**2),
-    "fourth": (Power(4), lambda z: z**4, lambda z: 4 * z**3),
-    "hermite": (Hermite(3), lambda z: (z**3 - 3 * z) / math.sqrt(6), lambda z: (3 * z**2 - 3) / math.sqrt(6)),
-}
-
-
-@pytest.mark.parametrize("name", SMOOTH)
-def test_closed_forms_against_a_product_rule(name) -> None:
-    module, f, slope_of = SMOOTH[name]
-    u, norms = (
-        torch.tensor([0.3, 0.8, 1.1, 1.4], dtype=torch.float64),
-        torch.tensor([0.2, 1.3, 1.0, 0.7, 0.9, 0.05], dtype=torch.float64),
-    )
-    value, slope, error = duals(module, u, norms, COSINES)
-    assert error == 0.0
-    for i, a in enumerate(u.tolist()):
-        for j, (b, c) in enumerate(zip(norms.tolist(), COSINES.tolist(), strict=True)):
-            k = c * math.sqrt(a * b)
-            assert value[i, j].item() == pytest.approx(_gauss_hermite(f, a, b, k), rel=1e-9, abs=1e-12)
-            assert slope[i, j].item() == pytest.approx(_gauss_hermite(slope_of, a, b, k), rel=1e-9, abs=1e-12)
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 3])
-def test_rectified_powers_against_cho_and_saul(n) -> None:
-    k, _ = _covariances()
-    norms = torch.outer(Q, NORMS).sqrt()
-    theta = torch.arccos((k / norms).clamp(-1, 1))
-    s, c, left = theta.sin(), theta.cos(), math.pi - theta
-    orders = [left, s + left * c, 3 * s * c + left * (1 + 2 * c**2), 15 * s - 11 * s**3 + left * (9 * c + 6 * c**3)]
-    value, slope, _ = duals(RectifiedPower(n), Q, NORMS, COSINES)
-    expected = norms**n * orders[n] / (2 * math.pi)
-    expected_slope = n**2 * norms ** (n - 1) * orders[n - 1] / (2 * math.pi) if n else torch.zeros_like(slope)
-    assert (value - expected).abs().max() < 1e-9 * expected.max()
-    assert (slope - expected_slope).abs().max() <= 1e-9 * expected_slope.abs().max() + 1e-12
-
-
-@pytest.mark.parametrize("written", [torch.exp, torch.sin, lambda z: z**3, lambda z: torch.pow(z, 2), torch.sign])
-def test_closed_forms_of_functions(written) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = Linear(2, 3), Linear(3, 1)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(written(self.first(x)))
-
-    x = torch.tensor([[0.3, 0.5], [-1.0, 0.4], [0.1, 0.0]], dtype=torch.float64)
-    limit = infinite_width(Net())(x)
-    assert limit.error == 0.0
-    by_quadrature = infinite_width(nn.Sequential(Linear(2, 3), made(written), Linear(3, 1)))(x)
-    assert by_quadrature.error > 0.0
-    torch.testing.assert_close(limit.nngp, by_quadrature.nngp, rtol=1e-8, atol=1e-9)
-    torch.testing.assert_close(limit.ntk, by_quadrature.ntk, rtol=1e-8, atol=1e-9)
-
-
 FAR = {
     "tanh": (nn.Tanh(), np.tanh, lambda z: np.cosh(np.clip(z, -300, 300)) ** -2.0),
     "sigmoid": (nn.Sigmoid(), special.expit, lambda z: special.expit(z) * special.expit(-z)),
@@ -476,7 +343,7 @@ def _stretched(f, s: float, t: float, cosine: float) -> float:
     z, width = 1e-4 * np.sinh(steps), 2e-6 * np.cosh(steps)
     inside = np.exp(-((z[None] - cosine / sine * z[:, None]) ** 2) / 2) / math.sqrt(2 * math.pi)
     given = (inside * width) @ f(t * sine * z)
-    return float((f(s * z) * given * width) @ _normal(z))
+    return float((f(s * z) * given * width) @ normal_density(z))
 
 
 @pytest.mark.slow
