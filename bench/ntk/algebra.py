@@ -248,12 +248,13 @@ def _check_semidefinite(K: Tensor, ridge: float) -> None:
 def largest_eigenvalues(
     kernel: Operator | Tensor, k: int, tolerance: float | None = None, max_steps: int | None = None
 ) -> Spectrum:
-    """The k largest eigenvalues and their vectors by Lanczos iteration with full reorthogonalisation (Lanczos 1950;
-    Paige 1972), from a fixed random start.
+    """The k largest eigenvalues and their vectors by block Lanczos iteration with full reorthogonalisation (Golub and
+    Underwood 1977), from k fixed random vectors: of an eigenvalue that is there several times, as those of a symmetric
+    domain are, the iterates of one vector hold one copy only.
 
     Raises:
         ValueError: k outside 1 ... n, or a residual |K v - l v| / l_max above ``tolerance`` after ``max_steps`` (None:
-            n) products.
+            n) products with a vector.
     """
     tolerance = _default(kernel) if tolerance is None else tolerance
     K = as_matrix(kernel.double()) if isinstance(kernel, Tensor) else kernel
@@ -264,33 +265,34 @@ def largest_eigenvalues(
     if most < k:
         raise ValueError(f"max_steps must be at least k = {k}, not {max_steps}.")
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(n, generator=generator, dtype=torch.float64).to(K.device)
-    basis, alphas, betas = [start / start.norm()], [], []
+    start = torch.randn(n, k, generator=generator, dtype=torch.float64).to(K.device)
+    Q = block = torch.linalg.qr(start).Q
+    columns: list[Tensor] = []  # of Q' K Q, down to the diagonal
     while True:
-        w = (K @ basis[-1]).to(start)
-        alphas.append(w @ basis[-1])
-        Q = torch.stack(basis, 1)
-        for _ in range(2):  # twice is enough (Kahan and Parlett)
-            w = w - Q @ (Q.T @ w)
-        betas.append(w.norm())
-        steps = len(basis)
-        last = steps == most
-        if last or (steps >= k and steps % CHECK_EVERY == 0):
-            tridiagonal = _tridiagonal(alphas, betas)
-            _check_finite(tridiagonal)
-            values, vectors = torch.linalg.eigh(tridiagonal)
+        w = (K @ block).to(start)
+        column = Q.T @ w
+        w = w - Q @ column
+        again = Q.T @ w  # twice is enough (Kahan and Parlett)
+        w = w - Q @ again
+        columns.append(column + again)
+        steps, width = Q.shape[1], block.shape[1]
+        # In an invariant subspace w is noise, or exactly 0: what is outside of it then goes on, coupled by rounding only.
+        block, rest = torch.linalg.qr(w + 1e-30 * start.roll(steps, 0)[:, :width])
+        if steps == most or len(columns) % max(1, CHECK_EVERY // k) == 0:
+            projected = _assembled(columns)
+            _check_finite(projected)
+            values, vectors = torch.linalg.eigh(projected, UPLO="U")
             values, vectors = values[-k:], vectors[:, -k:]
             scale = values[-1].abs().clamp_min(1e-300)
-            if last or float((betas[-1] * vectors[-1]).abs().max() / scale) <= tolerance:
+            if steps == most or float((rest @ vectors[-width:]).norm(dim=0).max() / scale) <= tolerance:
                 found = Q @ vectors
                 break
-        # In an invariant subspace w is noise: what is outside of it then goes on, coupled by rounding only.
-        w = w + 1e-30 * start
-        w = w / w.norm()
-        w = w - Q @ (Q.T @ w)
-        basis.append(w / w.norm())
-    error = [((K @ vector).to(start) - value * vector).norm() for value, vector in zip(values, found.T, strict=True)]
-    residual = float(torch.stack(error).max() / scale)
+        block = block[:, : most - steps]
+        for _ in range(2):  # directions of noise are not yet outside of Q
+            block = torch.linalg.qr(block - Q @ (Q.T @ block)).Q
+        Q = torch.cat([Q, block], 1)
+    error = (K @ found).to(start) - found * values
+    residual = float(error.norm(dim=0).max() / scale)
     if not residual <= 2 * tolerance:
         raise ValueError(
             f"Lanczos reached a residual of {residual:.3g}, not {tolerance:.3g}, in {steps} steps: raise max_steps or "
@@ -299,6 +301,7 @@ def largest_eigenvalues(
     return Spectrum(values, found, residual)
 
 
-def _tridiagonal(alphas: list[Tensor], betas: list[Tensor]) -> Tensor:
-    off = torch.stack(betas[:-1]) if len(betas) > 1 else torch.stack(alphas)[:0]
-    return torch.diag(torch.stack(alphas)) + torch.diag(off, 1) + torch.diag(off, -1)
+def _assembled(columns: list[Tensor]) -> Tensor:
+    """The upper triangle of a symmetric matrix [m, m], of blocks of columns that end at the diagonal."""
+    size = columns[-1].shape[0]
+    return torch.cat([torch.nn.functional.pad(column, (0, 0, 0, size - len(column))) for column in columns], 1)

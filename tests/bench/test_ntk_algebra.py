@@ -93,6 +93,15 @@ def test_lanczos_goes_through_invariant_subspaces():
     assert float(largest_eigenvalues(torch.zeros(6, 6), 2).eigenvalues.abs().max()) < 1e-12
 
 
+@pytest.mark.parametrize("k", [1, 3, 6, 64])
+@pytest.mark.parametrize("values", [[1.0] * 64, [2.0] * 3 + [1.0] * 61, [1.0] * 32 + [0.0] * 32, [1.0] + [0.0] * 63])
+def test_lanczos_finds_every_copy_of_an_eigenvalue(values, k):
+    """Diagonal: products are exact, and what is left of a vector in an invariant subspace may be exactly 0."""
+    found = largest_eigenvalues(torch.diag(torch.tensor(values)).double(), k)
+    np.testing.assert_allclose(found.eigenvalues.numpy(), sorted(values)[-k:], atol=1e-12)
+    assert float((found.vectors.T @ found.vectors - torch.eye(k)).abs().max()) < 1e-12
+
+
 def test_a_network_without_its_kernel():
     """Solve and top of the spectrum by products with the network alone, against the dense kernel."""
     torch.manual_seed(0)
