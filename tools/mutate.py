@@ -84,7 +84,8 @@ PACKAGES = (
         [
             ("attention", [f"{_LIMITS}_attention.py"]), ("products", [f"{_LIMITS}_attention.py"]),
             ("own", [f"{_LIMITS}_attention.py", f"{_LIMITS}_branches.py"]),
-            ("po[os]*", [f"{_LIMITS}_images.py"]), ("variances", [f"{_LIMITS}_engines.py"]),
+            ("pooling", [f"{_LIMITS}_branches.py"]), ("po[os]*", [f"{_LIMITS}_images.py"]),
+            ("variances", [f"{_LIMITS}_engines.py"]),
             ("quadrature", [f"{_LIMITS}_quadrature.py"]), ("nested", [f"{_LIMITS}_quadrature.py"]),
             ("elementwise", [f"{_LIMITS}_quadrature.py", f"{_LIMITS}_images.py"]),
             ("closed_forms", [f"{_LIMITS}_closed_forms.py"]), ("kinks", [f"{_LIMITS}_quadrature.py"]),
@@ -98,7 +99,7 @@ PACKAGES = (
         ["initial-kernel*", "design-*", "mimic-*"],
     ),
     Package(
-        ["bench/ntk/*.py"], ["__init__.py", "plan.py", "method.py", "watch.py", "tiles.py"], 0.2,
+        ["bench/ntk/*.py"], ["__init__.py", "plan.py", "passes.py", "method.py", "watch.py", "tiles.py"], 0.2,
         [("algebra", ["tests/bench/test_ntk_algebra.py"]), ("operator", ["tests/bench/test_ntk_operator.py"])],
         ["tests/bench/test_ntk.py", "tests/bench/test_ntk_operator.py", "tests/bench/test_ntk_algebra.py"],
         ["initial-kernel*", "path-kernel", "readout-only-*"],

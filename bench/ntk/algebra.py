@@ -276,7 +276,7 @@ def largest_eigenvalues(
         w = w - Q @ again
         columns.append(column + again)
         steps, width = Q.shape[1], block.shape[1]
-        # In an invariant subspace w is noise, or exactly 0: what is outside of it then goes on, coupled by rounding only.
+        # In an invariant subspace w is noise, or exactly 0: what is outside of it goes on, coupled by rounding only.
         block, rest = torch.linalg.qr(w + 1e-30 * start.roll(steps, 0)[:, :width])
         if steps == most or len(columns) % max(1, CHECK_EVERY // k) == 0:
             projected = _assembled(columns)
