@@ -4,7 +4,8 @@ Each mutant (tools/mutants.py) of models/limits, bench/ntk, bench/predict.py and
 a copy of the tree. It first meets its own package's fast tests, the file about it first (60 CPU seconds at most, the
 first failure ends it); what survives meets the claims at CPU size. Results are a line each in a file and are read from
 there the next time: what was killed stays killed as long as the mutant is the same, what survived is tried again as
-soon as a test changes. ``--table docs/results/mutants.json`` writes the summary; it runs nothing.
+soon as a test changes, but for those that equivalent_mutants.json argues to change nothing.
+``--table docs/results/mutants.json`` writes the summary; it runs nothing.
 
 Hours of one core in the worst case, never part of CI. The checkout itself is only read.
 """
@@ -270,15 +271,20 @@ def read(results: Path) -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in read_lines(results)}
 
 
-def still_counts(line: dict[str, Any] | None, tests: str, claims: bool) -> bool:
+def still_counts(line: dict[str, Any] | None, tests: str, claims: bool, argued: bool = False) -> bool:
+    """Whether a mutant need not be tried (again); `argued`: a reason is on record why it changes nothing."""
     if line is None:
         return False
-    return line["killed"] or (line["tests"] == tests and ("claims" in line or not claims))
+    return line["killed"] or argued or (line["tests"] == tests and ("claims" in line or not claims))
+
+
+def reasons_on_record() -> dict[str, str]:
+    return json.loads(REASONS.read_text()) if REASONS.is_file() else {}
 
 
 def table(packages: Sequence[Package], root: Path, count: int, known: dict[str, Any], command: str) -> dict[str, Any]:
     """The summary: how many of each package and kind were killed, and what survived, each with its reason."""
-    reasons = json.loads(REASONS.read_text()) if REASONS.is_file() else {}
+    reasons = reasons_on_record()
     rows = [(m, known[m.name]) for _, m in mutants_of(packages, root, count) if m.name in known]
     killed = sum(line["killed"] for _, line in rows)
 
@@ -327,8 +333,12 @@ def main(arguments: Sequence[str], packages: Sequence[Package] = PACKAGES, root:
         command = f"python tools/mutate.py --count {chosen.count}"
         chosen.table.write_text(json.dumps(table(packages, root, chosen.count, known, command), indent=1) + "\n")
         return 0
-    tests = digest(root)
-    todo = [item for item in todo if not still_counts(known.get(item[1].name), tests, not chosen.no_claims)]
+    tests, reasons = digest(root), reasons_on_record()
+    todo = [
+        (package, mutant)
+        for package, mutant in todo
+        if not still_counts(known.get(mutant.name), tests, not chosen.no_claims, mutant.name in reasons)
+    ]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(chosen.jobs) as pool:
         trees = [Tree(Path(folder) / f"tree-{i}", root) for i in range(chosen.jobs)]
         free = list(trees)
