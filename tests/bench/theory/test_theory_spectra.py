@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from theory_references import corners, network_kernel, parities
@@ -36,6 +37,34 @@ def test_hypercube_levels_are_the_eigenvalues_of_the_whole_cube():
     found = torch.repeat_interleave(spectrum.eigenvalues, counts).sort(descending=True).values
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
     assert float(spectrum.tail) < 1e-12
+
+
+@pytest.mark.parametrize("d", [3, 9, 11])
+def test_parity_eigenvalues_in_many_digits(d):
+    """The NTK of sin(6 z) / 2, sinh(36 c) + 36 c cosh(36 c) over 4 e^36: Krawtchouk sums, 40 digits."""
+
+    def kernel(a, b=None):
+        c = a @ (a if b is None else b).T / d
+        return (torch.sinh(36 * c) + 36 * c * torch.cosh(36 * c)) / (4 * math.exp(36))
+
+    with mpmath.workdps(40):
+        # a sum over flips m of k chosen bits and of the d - k others
+        scale = 4 * mpmath.exp(36)
+        cosines = [mpmath.mpf(d - 2 * m) / d for m in range(d + 1)]
+        values = [(mpmath.sinh(36 * c) + 36 * c * mpmath.cosh(36 * c)) / scale for c in cosines]
+        expected = [
+            float(
+                sum(
+                    (-1) ** i * math.comb(k, i) * math.comb(d - k, m - i) * values[m]
+                    for m in range(d + 1)
+                    for i in range(max(0, m - d + k), min(k, m) + 1)
+                )
+                / 2**d
+            )
+            for k in range(d + 1)
+        ]
+    found = hypercube_spectrum(kernel, d).eigenvalues
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12 * max(expected))
 
 
 def test_levels_of_large_cubes_do_not_drown_in_rounding():

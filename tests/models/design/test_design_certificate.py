@@ -9,7 +9,7 @@ import torch
 from design_references import arc_cosine_ntk, finite_ntk, sphere
 
 from bench.design import main
-from models.design import Certificate, Design, PiecewiseLinear, design, hermite_activation
+from models.design import Certificate, Design, Hermite, PiecewiseLinear, design, hermite_activation
 from models.design.certificate import tails, variances
 
 WIDTH = 1024
@@ -53,6 +53,36 @@ def test_variance_against_samples() -> None:
     kurtosis, _ = tails(hermite_activation([0.0, 1.0], "nngp"), [], 1.0, "nngp")
     # Y = z^2: fourth central moment 60, variance 2.
     assert kurtosis == pytest.approx(15, rel=1e-9)
+
+
+def test_variance_in_closed_form() -> None:
+    """A kink: E relu^n(u) relu^n(v) = J_n / 2 pi (Cho & Saul 2009). Polynomials: Gauss-Hermite, exact to order 59."""
+    angles = torch.tensor([0.0, 0.3, 1.2, 2.5, math.pi], dtype=torch.float64)
+    theta = angles.numpy()
+    s, c, left = np.sin(theta), np.cos(theta), math.pi - theta
+    steps, relus, squares = left, s + left * c, 3 * s * c + left * (1 + 2 * c * c)
+    moments = [m / (2 * math.pi) for m in (relus, steps, squares, relus, steps)]  # P, D, P^2, P D, D^2
+    found = variances(PiecewiseLinear([0.0], [1.0], 0.0, 0.0), [0.0], 1.0, "ntk", angles)
+    np.testing.assert_allclose(found.numpy(), _variance(moments, c), rtol=0, atol=1e-12)
+
+    bounded = [math.exp(-1) ** 0.5 * sign / math.sqrt(math.factorial(k)) for k, sign in enumerate([1, 1, -1, -1, 1, 1])]
+    x, w = np.polynomial.hermite_e.hermegauss(30)
+    w = w / w.sum()
+    he = [np.polynomial.hermite_e.HermiteE.basis(k) / math.sqrt(math.factorial(k)) for k in range(6)]
+    phi = sum(b * h for b, h in zip(bounded, he, strict=True))
+    for i, t in enumerate(theta):
+        u, v = x[:, None] + 0 * x, math.cos(t) * x[:, None] + math.sin(t) * x
+        P, D = phi(u) * phi(v), phi.deriv()(u) * phi.deriv()(v)
+        moments = [w @ m @ w for m in (P, D, P * P, P * D, D * D)]
+        activation = Hermite(bounded)
+        found = variances(activation, [], 1.0, "ntk", angles[i : i + 1])
+        assert float(found) == pytest.approx(_variance(moments, math.cos(t)), rel=1e-12)
+
+
+def _variance(moments, c):
+    """Var of P + c a^2 D, with E a^2 = 1 and E a^4 = 3."""
+    p, d, pp, pd, dd = moments
+    return pp + 2 * c * pd + 3 * c * c * dd - (p + c * d) ** 2
 
 
 def test_noise_of_finite_networks_is_as_predicted(mimic) -> None:
