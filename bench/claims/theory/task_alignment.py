@@ -99,7 +99,9 @@ def _held_out_as_train(records: Records) -> Statistics:
     return {"train_over_chance": records[0].arrays["held_out_over_chance"]}
 
 
-LAZY, RICH, SILENT = ({"richness": richness} for richness in (0.01, 1.0, 10.0))
+LAZY, RICH, FAST = ({"richness": richness} for richness in (0.01, 1.0, 10.0))
+LEVELS = (0.98, 0.95, *(k / 20 for k in range(18, 9, -1)), 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+SILENT, LOUD = ({"richness": richness, "step": 0.02, "levels": LEVELS} for richness in (10.0, 1.0))
 TANH = {"richness": 10.0, "activation": "tanh"}
 RANDOM = {"richness": 1.0, "labels": "random"}
 
@@ -173,23 +175,25 @@ CLAIMS = [
     ),
     Claim(
         name="silent-alignment",
-        statement="At richness 10 half of the growth of the held-out alignment is done while the loss is above .4.",
+        statement="At richness 10, in gradient flow, half of the growth of the held-out alignment is done while the "
+        "loss is above .7 of what it was.",
         source="Atanasov, Bordelon & Pehlevan 2022, Neural networks as kernel learners: the silent alignment effect",
         kind="calibrated",
-        requests=_training(SILENT, RICH),
+        requests=_training(SILENT, LOUD),
         statistics=_of(0, "silent"),
-        windows={"silent": Window(low=0.4, gap=0.25)},
+        windows={"silent": Window(low=0.7, gap=0.15)},
         controls=[Control("richness 1", _of(1, "silent"))],
-        power="Seeds scatter by .15 about .55.",
-        calibration=CALIBRATED,
-        seeds=16,
+        power="Seeds scatter by .03 about .88, and by .07 about .38 at richness 1.",
+        calibration="Threshold of the theory notes (more than 70 % of the loss); seeds 200 to 215 gave the scatter and "
+        "that steps of .1 lower it by .02, which .02 does not; 28 November 2026.",
+        seeds=8,
     ),
     Claim(
         name="alignment-always-grows-in-training",
         statement="Training raises the alignment of the kernel with its target, on held-out points.",
         source="folklore",
         kind="calibrated",
-        requests=_training(TANH, SILENT),
+        requests=_training(TANH, FAST),
         statistics=_of(0, "change"),
         windows={"change": Window(low=0.0, gap=5.0)},
         controls=[Control("ReLU, which does not saturate", _of(1, "change"))],
