@@ -88,7 +88,7 @@ PACKAGES = (
             ("pooling", [f"{_LIMITS}_branches.py"]), ("po[os]*", [f"{_LIMITS}_images.py"]),
             ("variances", [f"{_LIMITS}_engines.py"]),
             ("quadrature", [f"{_LIMITS}_quadrature.py"]), ("nested", [f"{_LIMITS}_quadrature.py"]),
-            ("elementwise", [f"{_LIMITS}_quadrature.py", f"{_LIMITS}_images.py"]),
+            ("elementwise", [f"{_LIMITS}_quadrature.py", f"{_LIMITS}_branches.py"]),
             ("closed_forms", [f"{_LIMITS}_closed_forms.py"]), ("kinks", [f"{_LIMITS}_quadrature.py"]),
             ("piecewise", [f"{_LIMITS}_quadrature.py"]),
             ("normalisation", [f"{_LIMITS}_branches.py"]), ("chain", [f"{_LIMITS}_engines.py"]),
