@@ -1,7 +1,9 @@
 """Spectra and coefficients on hypercube, sphere, circle and samples against eigendecompositions and closed forms."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from theory_references import corners, network_kernel, parities
@@ -36,6 +38,35 @@ def test_hypercube_levels_are_the_eigenvalues_of_the_whole_cube():
     found = torch.repeat_interleave(spectrum.eigenvalues, counts).sort(descending=True).values
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
     assert float(spectrum.tail) < 1e-12
+
+
+def test_parities_of_a_kernel_have_their_exact_binomial_sums():
+    """K(c) = 1 + c / 2 + 3 c^4 / 4 in fractions: lambda_k = 2^-d sum over corners of K and the parity of k bits.
+
+    1e-12 of the largest; by the spectrum's formula and as eigenvalues of the whole 2^d matrix.
+    """
+    for d in (5, 10):
+
+        def eigenvalue(k: int, d: int = d) -> Fraction:
+            total = Fraction(0)
+            for flipped in range(d + 1):
+                c = 1 - Fraction(2 * flipped, d)
+                # Corners with so many bits flipped, signed by how many of these are among the first k.
+                signed = sum((-1) ** i * math.comb(k, i) * math.comb(d - k, flipped - i) for i in range(flipped + 1))
+                total += (1 + c / 2 + 3 * c**4 / 4) * signed
+            return total / 2**d
+
+        def kernel(x1, x2=None, d: int = d):
+            c = x1 @ (x1 if x2 is None else x2).T / d
+            return 1 + c / 2 + 0.75 * c**4
+
+        expected = [float(eigenvalue(k)) for k in range(d + 1)]
+        assert [k for k in range(d + 1) if expected[k]] == [0, 1, 2, 4]  # what the powers 0, 1 and 4 contain
+        found = hypercube_spectrum(kernel, d).eigenvalues.numpy()
+        assert np.abs(found - expected).max() < 1e-12 * expected[0]
+        matrix = np.linalg.eigvalsh(kernel(corners(d)).numpy() / 2**d)
+        repeated = np.sort(np.repeat(expected, [math.comb(d, k) for k in range(d + 1)]))
+        assert np.abs(matrix - repeated).max() < 1e-12 * expected[0]
 
 
 def test_levels_of_large_cubes_do_not_drown_in_rounding():
