@@ -15,6 +15,7 @@ from models.checks import check_count
 
 REACH = 14  # standard deviations: eighth powers of a sextic, in the kurtosis, peak at 7 and end below 13
 NODES = 12  # of Gauss-Legendre on each panel
+RING = torch.arange(-8.0, 9.0, 2.0, dtype=torch.float64)  # deviations of v around a break: edges of panels outside
 ANGLES = 33  # at which the variance is tabulated; between them linear interpolation is within .4 % of the largest
 SHARE = 0.1  # of the variance that neurons too rare to be met may carry
 HEAVY = 4096  # a trusted width beyond which a design is called heavy-tailed
@@ -111,14 +112,17 @@ def variances(phi: nn.Module, breaks: list[float], radius: float, kind: str, ang
 def _second_moments(phi: nn.Module, breaks: list[float], radius: float, theta: float) -> Tensor:
     """E P, E D, E P^2, E P D, E D^2 at this angle: u outside, v = c u + sin(theta) w inside."""
     c, sin = math.cos(theta), math.sin(theta)
-    u, weight_u = _panels(torch.tensor([breaks], dtype=torch.float64))
+    points = torch.tensor(breaks, dtype=torch.float64)
+    # Where v passes a break: between nearly equal or opposite inputs, what is inside changes within sin of it.
+    passing = (points[:, None] + sin * RING) / math.copysign(max(abs(c), 1e-3), c)
+    u, weight_u = _panels(torch.cat([points, passing.flatten()])[None])
     u, weight_u = u[0], weight_u[0]
     at_u, slope_u = _with_slope(phi, u, radius)
     if sin < 1e-9:
         at_v, slope_v = _with_slope(phi, c * u, radius)
         inner = [at_v, slope_v, at_v**2, at_v * slope_v, slope_v**2]
     else:
-        edges = (torch.tensor(breaks, dtype=torch.float64) - c * u[:, None]) / sin
+        edges = (points - c * u[:, None]) / sin
         w, weight_w = _panels(edges)
         at_v, slope_v = _with_slope(phi, c * u[:, None] + sin * w, radius)
         inner = [(f * weight_w).sum(1) for f in (at_v, slope_v, at_v**2, at_v * slope_v, slope_v**2)]

@@ -1,8 +1,9 @@
 """Spectra and coefficients on hypercube, sphere, circle and samples against eigendecompositions and closed forms."""
 
 import math
+from fractions import Fraction
 
-import mpmath
+import numpy as np
 import pytest
 import torch
 from theory_references import corners, network_kernel, parities
@@ -39,32 +40,33 @@ def test_hypercube_levels_are_the_eigenvalues_of_the_whole_cube():
     assert float(spectrum.tail) < 1e-12
 
 
-@pytest.mark.parametrize("d", [3, 9, 11])
-def test_parity_eigenvalues_in_many_digits(d):
-    """The NTK of sin(6 z) / 2, sinh(36 c) + 36 c cosh(36 c) over 4 e^36: Krawtchouk sums, 40 digits."""
+def test_parities_of_a_kernel_have_their_exact_binomial_sums():
+    """K(c) = 1 + c / 2 + 3 c^4 / 4 in fractions: lambda_k = 2^-d sum over corners of K and the parity of k bits.
 
-    def kernel(a, b=None):
-        c = a @ (a if b is None else b).T / d
-        return (torch.sinh(36 * c) + 36 * c * torch.cosh(36 * c)) / (4 * math.exp(36))
+    1e-12 of the largest; by the spectrum's formula and as eigenvalues of the whole 2^d matrix.
+    """
+    for d in (5, 10):
 
-    with mpmath.workdps(40):
-        # a sum over flips m of k chosen bits and of the d - k others
-        scale = 4 * mpmath.exp(36)
-        cosines = [mpmath.mpf(d - 2 * m) / d for m in range(d + 1)]
-        values = [(mpmath.sinh(36 * c) + 36 * c * mpmath.cosh(36 * c)) / scale for c in cosines]
-        expected = [
-            float(
-                sum(
-                    (-1) ** i * math.comb(k, i) * math.comb(d - k, m - i) * values[m]
-                    for m in range(d + 1)
-                    for i in range(max(0, m - d + k), min(k, m) + 1)
-                )
-                / 2**d
-            )
-            for k in range(d + 1)
-        ]
-    found = hypercube_spectrum(kernel, d).eigenvalues
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12 * max(expected))
+        def eigenvalue(k: int, d: int = d) -> Fraction:
+            total = Fraction(0)
+            for flipped in range(d + 1):
+                c = 1 - Fraction(2 * flipped, d)
+                # Corners with so many bits flipped, signed by how many of these are among the first k.
+                signed = sum((-1) ** i * math.comb(k, i) * math.comb(d - k, flipped - i) for i in range(flipped + 1))
+                total += (1 + c / 2 + 3 * c**4 / 4) * signed
+            return total / 2**d
+
+        def kernel(x1, x2=None, d: int = d):
+            c = x1 @ (x1 if x2 is None else x2).T / d
+            return 1 + c / 2 + 0.75 * c**4
+
+        expected = [float(eigenvalue(k)) for k in range(d + 1)]
+        assert [k for k in range(d + 1) if expected[k]] == [0, 1, 2, 4]  # what the powers 0, 1 and 4 contain
+        found = hypercube_spectrum(kernel, d).eigenvalues.numpy()
+        assert np.abs(found - expected).max() < 1e-12 * expected[0]
+        matrix = np.linalg.eigvalsh(kernel(corners(d)).numpy() / 2**d)
+        repeated = np.sort(np.repeat(expected, [math.comb(d, k) for k in range(d + 1)]))
+        assert np.abs(matrix - repeated).max() < 1e-12 * expected[0]
 
 
 def test_levels_of_large_cubes_do_not_drown_in_rounding():

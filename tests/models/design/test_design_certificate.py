@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from design_references import arc_cosine_ntk, finite_ntk, sphere
+from torch import nn
 
 from bench.design import main
-from models.design import Certificate, Design, Hermite, PiecewiseLinear, design, hermite_activation
+from models.design import Certificate, Design, PiecewiseLinear, design, hermite_activation
 from models.design.certificate import tails, variances
 
 WIDTH = 1024
@@ -55,34 +56,38 @@ def test_variance_against_samples() -> None:
     assert kurtosis == pytest.approx(15, rel=1e-9)
 
 
-def test_variance_in_closed_form() -> None:
-    """A kink: E relu^n(u) relu^n(v) = J_n / 2 pi (Cho & Saul 2009). Polynomials: Gauss-Hermite, exact to order 59."""
-    angles = torch.tensor([0.0, 0.3, 1.2, 2.5, math.pi], dtype=torch.float64)
-    theta = angles.numpy()
-    s, c, left = np.sin(theta), np.cos(theta), math.pi - theta
-    steps, relus, squares = left, s + left * c, 3 * s * c + left * (1 + 2 * c * c)
-    moments = [m / (2 * math.pi) for m in (relus, steps, squares, relus, steps)]  # P, D, P^2, P D, D^2
-    found = variances(PiecewiseLinear([0.0], [1.0], 0.0, 0.0), [0.0], 1.0, "ntk", angles)
-    np.testing.assert_allclose(found.numpy(), _variance(moments, c), rtol=0, atol=1e-12)
+def test_variance_of_a_sine_in_closed_form() -> None:
+    """sqrt(2) sin(z + pi / 4) to 1e-12: with A = cos(u - v) and B = sin(u + v), phi phi = A + B and phi' phi' = A - B.
 
-    bounded = [math.exp(-1) ** 0.5 * sign / math.sqrt(math.factorial(k)) for k, sign in enumerate([1, 1, -1, -1, 1, 1])]
-    x, w = np.polynomial.hermite_e.hermegauss(30)
-    w = w / w.sum()
-    he = [np.polynomial.hermite_e.HermiteE.basis(k) / math.sqrt(math.factorial(k)) for k in range(6)]
-    phi = sum(b * h for b, h in zip(bounded, he, strict=True))
-    for i, t in enumerate(theta):
-        u, v = x[:, None] + 0 * x, math.cos(t) * x[:, None] + math.sin(t) * x
-        P, D = phi(u) * phi(v), phi.deriv()(u) * phi.deriv()(v)
-        moments = [w @ m @ w for m in (P, D, P * P, P * D, D * D)]
-        activation = Hermite(bounded)
-        found = variances(activation, [], 1.0, "ntk", angles[i : i + 1])
-        assert float(found) == pytest.approx(_variance(moments, math.cos(t)), rel=1e-12)
+    u - v and u + v are independent normal variables of variances 2 (1 - c) and 2 (1 + c): E A = exp(c - 1),
+    E B = E A B = 0, E A^2 = (1 + exp(-4 (1 - c))) / 2 and E B^2 = (1 - exp(-4 (1 + c))) / 2.
+    """
+
+    class Wave(nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return 2**0.5 * torch.sin(z + math.pi / 4)
+
+    angles = torch.linspace(0, math.pi, 7, dtype=torch.float64)
+    c = torch.cos(angles)
+    mean, first, second = torch.exp(c - 1), (1 + torch.exp(4 * (c - 1))) / 2, (1 - torch.exp(-4 * (1 + c))) / 2
+    square, product = first + second, first - second
+    expected = square + 2 * c * product + 3 * c**2 * square - (mean * (1 + c)) ** 2
+    found = variances(Wave(), [], 1.0, "ntk", angles)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(variances(Wave(), [], 1.0, "nngp", angles), square - mean**2, rtol=0, atol=1e-12)
 
 
-def _variance(moments, c):
-    """Var of P + c a^2 D, with E a^2 = 1 and E a^4 = 3."""
-    p, d, pp, pd, dd = moments
-    return pp + 2 * c * pd + 3 * c * c * dd - (p + c * d) ** 2
+def test_variance_of_relu_in_closed_form() -> None:
+    """ReLU at every angle, to 1e-12: E phi^2 phi^2 is the arc-cosine kernel of order 2 (Cho & Saul 2009), E of
+    (phi phi') (phi phi') that of order 1 and of the slopes that of order 0; all over 2 pi."""
+    relu = PiecewiseLinear([0.0], [1.0], 0.0, 0.0)
+    angles = torch.tensor([0.0, 0.01, 0.4, math.pi / 2, 2.5, 3.1, math.pi], dtype=torch.float64)
+    c, sine, rest = torch.cos(angles), torch.sin(angles), math.pi - angles
+    slopes, values = rest / (2 * math.pi), (sine + rest * c) / (2 * math.pi)
+    squares = (3 * sine * c + rest * (1 + 2 * c**2)) / (2 * math.pi)
+    expected = squares + 2 * c * values + 3 * c**2 * slopes - (values + c * slopes) ** 2
+    found = variances(relu, [0.0], 1.0, "ntk", angles)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_noise_of_finite_networks_is_as_predicted(mimic) -> None:
