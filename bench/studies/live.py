@@ -155,8 +155,8 @@ class _First:
             z = self._outputs(self.initial)
             f = torch.zeros_like(z) if self.trainer.centred else z / self.gamma
             kernel, n = self._kernel(self.initial), len(self._points()[0])
-            linear = n == self.task.n_train and self._is_plain()
-            self.start = _Start(kernel, spectrum(as_matrix(kernel[:n, :n])) if linear else None, z, f)
+            plain = n == self.task.n_train and self._is_plain()
+            self.start = _Start(kernel, spectrum(as_matrix(kernel[:n, :n])) if plain else None, z, f)
         start, now = self.start, {**self.initial, **params}
         z, kernel = (self._outputs(now), self._kernel(now)) if len(steps) else (start.z, start.kernel)
         f = start.f + (z - start.z) / self.gamma
