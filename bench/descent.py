@@ -21,6 +21,7 @@ from bench.optimisers import Adam, HeavyBall, Nesterov, Optimiser, Plain, adam_f
 from bench.orders import Orders
 from bench.point import Point, along
 from bench.savepoint import Savepoint, key_of
+from models.blocks import free_memory
 
 RISE = 0.1
 """The loss may lie this much above its lowest, relatively, before a step is taken back: a ReLU network that settles on
@@ -28,6 +29,8 @@ a kink rises a little at any step size, and one that is stepping too far rises b
 NOISY_RISE = 1.0
 """The same with mini-batches or momentum, whose loss does not fall at every step; there a step once halved stays so."""
 SMALLEST_SHRINK = 2.0**-20
+ROOM_EVERY = 32
+"""Points between two looks at the memory that is free, where every point is kept."""
 PROGRESS_EVERY = 32
 """Iterations between two reports of progress."""
 
@@ -266,9 +269,21 @@ class _Descent:
 
     def keep_point(self, row: int) -> None:
         member = self.active[row]
+        if self.rule.schedule == "dense" and self.ledger.count[member] % ROOM_EVERY == ROOM_EVERY - 1:
+            self.check_room()
         self.ledger.snapshots[member][int(self.ledger.count[member])] = {
             name: parameter[row].detach().clone() for name, parameter in self.batch.params.items()
         }
+
+    def check_room(self) -> None:
+        """Raises: MemoryError, before the system ends the process: the next points do not fit."""
+        free = free_memory(self.here.flat.device)
+        if free < 2 * ROOM_EVERY * self.here.flat.nbytes:
+            steps = int(self.ledger.count.max())
+            raise MemoryError(
+                f"trainer.schedule=dense keeps every point, and {len(self.ledger.count)} networks at once fill the "
+                f"memory after {steps} steps ({free / 1e9:.2g} GB are free): use fewer steps or trainer.schedule=time."
+            )
 
     def rates(self) -> np.ndarray:
         """The step size of every row, now."""

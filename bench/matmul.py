@@ -24,6 +24,10 @@ from models.layers import Linear
 ELEMENTWISE = (*(kind for kind in ACTIVATIONS.values() if isinstance(kind, type)), Power, RectifiedPower, Hermite)
 """Modules without parameters that act number by number, so that a leading member axis means nothing to them."""
 
+NARROW = 16
+"""Inputs of a layer up to which a CPU makes its gradient by the transposed product and turns it: a tall result of few
+columns is what its products are slow at (measured: 8 inputs, 3.5x at any width; 16 inputs, 1.1x to 2.3x; 32, none)."""
+
 Graph = tuple[Tensor, Tensor]
 """An activation's input and output, with autograd's graph between: of those whose derivative is not written here."""
 
@@ -131,13 +135,26 @@ class Matmul:
             stage, h = self.chain[i], self.inputs[i]
             delta = _pull(stage.activation, delta, self.inputs[i + 1], self.graphs[i])
             if (weight := gradient.views.get(stage.weight)) is not None:
-                torch.baddbmm(weight, delta.mT, h, beta=0, alpha=stage.alpha, out=weight)
+                self._weight_gradient(delta, h, stage.alpha, weight)
             if stage.bias is not None and (bias := gradient.views.get(stage.bias)) is not None:
-                torch.sum(delta, 1, out=bias)
-                bias.mul_(stage.beta)
+                row, ones = bias[:, None], delta.new_ones(1).expand(len(delta), 1, delta.shape[1])
+                torch.baddbmm(row, ones, delta, beta=0, alpha=stage.beta, out=row)  # up to 4x faster than a sum
             if i > lowest:
                 below = self._buffer(f"d {i}", h.shape, h)
-                delta = torch.baddbmm(below, delta, self.weights[i], beta=0, alpha=stage.alpha, out=below)
+                if delta.shape[2] == 1:  # of one output: no product of matrices, and 2x faster
+                    delta = torch.mul(delta * stage.alpha, self.weights[i], out=below)
+                else:
+                    delta = torch.baddbmm(below, delta, self.weights[i], beta=0, alpha=stage.alpha, out=below)
+
+    def _weight_gradient(self, delta: Tensor, h: Tensor, alpha: float, weight: Tensor) -> None:
+        """``alpha delta' h`` into weight, [m, fan_out, fan_in]."""
+        fan_out, fan_in = weight.shape[1:]
+        if weight.device.type == "cpu" and fan_in <= NARROW < fan_out:
+            turned = self._buffer("turned", (len(h), fan_in, fan_out), h)
+            torch.baddbmm(turned, h.mT, delta, beta=0, alpha=alpha, out=turned)
+            weight.copy_(turned.mT)
+        else:
+            torch.baddbmm(weight, delta.mT, h, beta=0, alpha=alpha, out=weight)
 
     def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Room that the next call of this shape finds again; fewer members or points use a part of it."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.gram import Base, Gram, as_float64
-from bench.ntk.algebra import solve, spectrum
+from bench.ntk.algebra import Spectrum, solve, spectrum
 
 JITTER = 1e-10
 """Added to the diagonal, relative to its mean; far below anything that changes a match, and never tuned for one."""
@@ -94,7 +94,10 @@ class KernelPredictor:
         return vectors @ (weights[:, None] * (vectors.T @ target))
 
 
-def course(kernel: Any, y: Any, steps: Any, at: Sequence[int], momenta: Any = None, f_0: Any = None) -> Tensor:
+def course(
+    kernel: Any, y: Any, steps: Any, at: Sequence[int], momenta: Any = None, f_0: Any = None,
+    found: Spectrum | None = None,
+) -> Tensor:  # fmt: skip
     """The outputs along gradient descent on ``1/(2n) sum r^2`` in a kernel that stays as it is.
 
     Args:
@@ -104,6 +107,7 @@ def course(kernel: Any, y: Any, steps: Any, at: Sequence[int], momenta: Any = No
         at: after how many steps to look, ascending.
         momenta: one a step, as for ``KernelPredictor``; at a count the point to which momentum carried it.
         f_0: [n + n_test, c], where it starts; zero by default.
+        found: the spectrum of the kernel on the training points, where it is known.
 
     Returns:
         [len(at), n + n_test, c].
@@ -112,7 +116,7 @@ def course(kernel: Any, y: Any, steps: Any, at: Sequence[int], momenta: Any = No
     gram = Gram(rows[: rows.shape[1]])
     start = Base("zero" if f_0 is None else "init").of(f_0, gram, "course")
     target = gram.flat(gram.targets(y, None if start is None else start[: gram.n]))
-    found = spectrum(gram.matrix)
+    found = spectrum(gram.matrix) if found is None else found
     learnt = shares_learnt(
         found.eigenvalues / gram.n, as_float64(steps), at, None if momenta is None else as_float64(momenta)
     )

@@ -176,19 +176,22 @@ class Trainer:
         progress: Callable[[float], None] | None = None,
         savepoint: Callable[[Sequence[Member]], Savepoint] | None = None,
         watch: Callable[[Sequence[Member]], Watch] | None = None,
+        batches: Sequence[Sequence[Member]] | None = None,
     ) -> Iterator[Trained]:
         """As ``fit``, but each batch of members as soon as it is trained; a batch that memory cannot hold is halved.
 
         Args:
             savepoint: for a batch, where its training goes on from, and keeps its state.
             watch: for a batch, who watches its training.
+            batches: the members by those that train together; None: ``batches``, by the memory that is free now.
 
         Raises:
             ValueError: as ``fit``.
             Interrupted: the process was asked to end, and the state is in the savepoint.
         """
         self.check(model, members, tasks)
-        waiting, done, warned = self.batches(model, tasks, members), 0, False
+        waiting = [list(batch) for batch in (self.batches(model, tasks, members) if batches is None else batches)]
+        done, warned = 0, False
         while waiting:
             batch = waiting.pop(0)
             share = part_of(progress, done, len(batch), len(members))
@@ -209,9 +212,16 @@ class Trainer:
 
     def batches(self, model: nn.Module, tasks: Sequence[Task], members: Sequence[Member]) -> list[list[Member]]:
         """The members that are trained together: as many as memory holds, or one at a time where that is faster."""
-        kept = len(self.levels) + 2 if self.schedule == "loss" else 3 * self.snapshots
-        cost = Cost.of(model, tasks[0], DTYPES[self.dtype].itemsize, kept)
+        steps = 0 if self.tolerance or self.time or self.gradient else self.max_steps
+        cost = Cost.of(model, tasks[0], DTYPES[self.dtype].itemsize, self.kept(steps))
         return groups(members, cost, self.torch_device(), self.method)
+
+    def kept(self, steps: int) -> int:
+        """Copies of its parameters that a member keeps which takes so many steps: with the schedule "time" all
+        candidates, until it has chosen among them; with "dense" no less than that where the steps are not known (0)."""
+        if self.schedule == "loss":
+            return len(self.levels) + 2
+        return max(steps + 1, 3 * self.snapshots) if self.schedule == "dense" else 3 * self.snapshots
 
     def check(self, model: nn.Module, members: Sequence[Member] = (), tasks: Sequence[Task] | None = None) -> None:
         """Raises: ValueError where ``fit`` would; nothing is trained. ``tasks`` None: neither they nor the members'

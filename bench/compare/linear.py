@@ -22,7 +22,7 @@ from bench.losses import loss_of
 from bench.networks import weight_layers
 from bench.predict import course
 from bench.record import Score, summarise
-from bench.trained import Trained
+from bench.trained import History, Trained
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,27 @@ class Linearised:
 def linearised(trained: Trained, member: int, at: Sequence[int] | np.ndarray) -> Tensor:
     """The linearised network after some of the network's steps, [len(at), n_train + n_test, c].
 
+    Args:
+        at: counts of steps, of ``curve_steps`` or of the snapshots.
+
     Raises:
         UnavailableError: the network was not trained by known steps of gradient descent, or with weight decay.
     """
     for name, value in {"optimiser": "gd", "momentum": 0.0, "weight_decay": 0.0}.items():
         if (chosen := trained.settings.get(name, value)) != value:
             raise UnavailableError(f"trainer.{name}={chosen}: only full-batch steps on the loss alone are repeated.")
-    return _linearised(trained, member, tuple(int(step) for step in at))
+    return _linearised(trained, member)[np.searchsorted(_looks(trained.history[member]), at)]
+
+
+def _looks(history: History) -> np.ndarray:
+    """All counts of steps after which anything asks for the linearised network, ascending."""
+    return np.union1d(curve_steps(history), history.snapshot_steps.numpy())
 
 
 @functools.lru_cache(4 * KEPT)
-def _linearised(trained: Trained, member: int, at: tuple[int, ...]) -> Tensor:
+def _linearised(trained: Trained, member: int) -> Tensor:
+    """At all looks, [looks, n_train + n_test, c]: the eigenvectors of K_0 are found once."""
+    at = _looks(trained.history[member]).tolist()
     history, y, f_0 = trained.history[member], train_labels(trained, member), trained.f_0[member]
     kernel = empirical(trained, member, 0)
     loss = loss_name(trained)

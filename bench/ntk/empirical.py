@@ -154,7 +154,7 @@ def _with_rules_that_hold(kernel: Kernel, compute: Callable[[Kernel], T]) -> T:
         except UnbatchedError as error:
             n2 = None if kernel.x2 is None else len(kernel.x2)
             exclude = error.names | frozenset(kernel.request.trained) - kernel.plan.ruled
-            plan = make_plan(kernel.request, kernel.x1, len(kernel.x1), n2, exclude=exclude)
+            plan = make_plan(kernel.request, kernel.x1, len(kernel.x1), n2, kernel.nested, exclude=exclude)
             kernel = replace(kernel, plan=plan)
 
 

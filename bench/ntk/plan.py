@@ -136,11 +136,13 @@ class UnbatchedError(Exception):
 
 
 def make_plan(
-    request: Request, x: Tensor, n1: int, n2: int | None, ruled: bool = True, exclude: frozenset[str] = frozenset()
-) -> Plan:
+    request: Request, x: Tensor, n1: int, n2: int | None, nested: bool, ruled: bool = True,
+    exclude: frozenset[str] = frozenset(),
+) -> Plan:  # fmt: skip
     """Watch the first samples of x [n, *shape] pass, and choose for a kernel [n1, n2] (n2 None: symmetric).
 
     Args:
+        nested: the columns' samples are the first of the rows', and pass with them.
         ruled: False: every parameter's gradients sample by sample.
         exclude: parameters whose rules are known not to hold.
 
@@ -155,7 +157,7 @@ def make_plan(
     network = sum(2 * size.positions * size.parameters for size in map(_size, calls) if size is not None)
     sides = (n1, n2 or n1)
     pairs = sides[0] * sides[1] * (SYMMETRIC_WORK if n2 is None else 1.0)
-    samples = n1 + (n2 or 0)
+    samples = n1 if nested else n1 + (n2 or 0)
     full = request.outputs == "full" and c > 1
     unknown |= exclude if ruled else set(request.trained)
     counts = Counter(name for call in calls for name in call.names)
@@ -173,17 +175,23 @@ def make_plan(
     return Plan(tuple(parts), tuple(kept), c, output.shape[1], full, alive, probe, request.members, passes)
 
 
+def is_nested(x1: Tensor, x2: Tensor | None) -> bool:
+    """Whether x2 is the first samples of x1, so that what is made of the rows is there for the columns: of a kernel
+    between all points and those trained on."""
+    return x2 is not None and len(x2) <= len(x1) and torch.equal(x1[: len(x2)], x2)
+
+
 def choose(request: Request, x1: Tensor, x2: Tensor | None, method: Method) -> Plan:
     """The plan of a method; "auto": by rules, unless the pass for what they leave costs more than they save."""
-    n1, n2 = len(x1), None if x2 is None else len(x2)
+    shape = len(x1), None if x2 is None else len(x2), is_nested(x1, x2)
     if method in (Method.JACOBIAN, Method.MATRIX_FREE):
-        return replace(make_plan(request, x1, n1, n2, ruled=False), method=method)
-    ruled = make_plan(request, x1, n1, n2)
+        return replace(make_plan(request, x1, *shape, ruled=False), method=method)
+    ruled = make_plan(request, x1, *shape)
     if method is Method.LAYERWISE:
         return ruled
     if not ruled.sampled:
         return replace(ruled, why="rules hold for every parameter")
-    sampled = make_plan(request, x1, n1, n2, ruled=False)
+    sampled = make_plan(request, x1, *shape, ruled=False)
     compared = f"{ruled.flops / 1e9:.3g} GFLOP by rules and {sampled.flops / 1e9:.3g} without"
     if ruled.flops <= sampled.flops:
         return replace(ruled, why=compared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from bench.ntk.forms import Kept, gram
 from bench.ntk.layers import Layers, layers
 from bench.ntk.passes import passes
-from bench.ntk.plan import Plan, Request
+from bench.ntk.plan import Plan, Request, is_nested
 from bench.ntk.rules import Dense, Elementwise
 from models import blocks
 from models.tile_file import TileFile
@@ -45,6 +46,15 @@ class Kernel:
     x2: Tensor | None
     by_layer: bool
     memory: int | None
+
+    @functools.cached_property
+    def nested(self) -> bool:
+        return is_nested(self.x1, self.x2)
+
+    @property
+    def samples(self) -> int:
+        """That pass."""
+        return len(self.x1) if self.x2 is None or self.nested else sum(self.shape)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -101,7 +111,10 @@ class Kernel:
     def _at_once(self) -> dict[str, Tensor]:
         members = range(self.request.members)
         one = layers(self.request, self.plan, members, self.x1)
-        two = one if self.x2 is None else layers(self.request, self.plan, members, self.x2)
+        if self.nested:
+            two = _select(one, slice(0, self.shape[1]))
+        else:
+            two = one if self.x2 is None else layers(self.request, self.plan, members, self.x2)
         matrices = self._matrices(one, two, len(members), WORKSPACE)
         if self.x2 is None:  # a product of a matrix with itself need not round symmetrically
             matrices = {name: (matrix + matrix.mT) / 2 for name, matrix in matrices.items()}
@@ -163,7 +176,7 @@ class Kernel:
     ) -> None:
         """``shares``: module (or "") -> [m, n1, n2, ...] of all members."""
         room = self._room(len(members), budget)
-        samples = len(self.x1) if self.x2 is None else sum(self.shape)
+        samples = self.samples
         again = self._again(len(members) * self.plan.bytes_per_sample, room.left)
         split = None if done is not None else passes(self.plan, samples, WHOLE * room.left / len(members), again)
         split = [self.plan] if split is None else split
@@ -183,12 +196,11 @@ class Kernel:
         done: TileFile | None, name: str,
     ) -> None:  # fmt: skip
         room = self._room(len(members), budget)
-        n1, n2 = self.shape
         c = self.plan.c if self.plan.full else 1
         side = len(members) * self.plan.bytes_per_sample
         one = _Side(self, members, self.x1, room.chunk, name)
-        two = one if self.x2 is None else _Side(self, members, self.x2, room.chunk, name)
-        kept = side * (n1 + (0 if two is one else n2))
+        two = one if self.x2 is None or self.nested else _Side(self, members, self.x2, room.chunk, name)
+        kept = side * self.samples
         whole = kept <= WHOLE * room.left and one.keep_all() and (one is two or two.keep_all())
         most = room.left - kept if whole else room.left
         if whole:

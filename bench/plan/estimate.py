@@ -41,8 +41,6 @@ PER_CELL = 0.3
 """Seconds of a cell that no part of it explains: its data, its network, its files."""
 TRAINED_ONCE = 2**26
 """Bytes that a process takes when it first trains: torch loads its parts then."""
-CANDIDATES = 24
-"""Snapshots that training keeps until it has chosen: times double from the first step to the last."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,12 @@ def estimates(cells: Sequence[tuple[Planned, State]], base: float) -> list[Estim
 
 def _estimate(cell: Cell, state: State, speed: Speed, base: float) -> Estimate:
     steps = lazy_steps(cell.trainer, *_spectrum(cell)) if _is_lazy_theory(cell.trainer) else cell.trainer.max_steps
-    snapshots = cell.trainer.snapshots if any(isinstance(c, Trajectory) for c in cell.comparisons) else 2
+    looked = steps + 1 if cell.trainer.schedule == "dense" else cell.trainer.snapshots
+    snapshots = looked if any(isinstance(c, Trajectory) for c in cell.comparisons) else 2
     training = (state.members - state.trained) * steps * speed.step
     scoring = state.members * (snapshots * speed.kernel + speed.comparisons)
     seconds = PER_CELL + training + scoring
-    return Estimate(seconds, base + _bytes(cell), steps, speed.source, not _is_lazy_theory(cell.trainer))
+    return Estimate(seconds, base + _bytes(cell, steps), steps, speed.source, not _is_lazy_theory(cell.trainer))
 
 
 def _of_study(planned: Planned, base: float) -> Estimate | None:
@@ -294,15 +293,15 @@ def _of_records(runs: Path, cell: Cell) -> Speed | None:
     return Speed(step, kernel, comparisons, "records")
 
 
-def _bytes(cell: Cell) -> float:
-    """What the cell adds to a process: snapshots, activations, and the kernels that are kept."""
+def _bytes(cell: Cell, steps: int) -> float:
+    """What the cell adds to a process: snapshots of so many steps, activations, and the kernels that are kept."""
     task: Task = cell.tasks[0]
     members = len(cell.members)
     parameters = sum(parameter.numel() for parameter in cell.model.parameters())
     width = torch.finfo(torch.float64 if cell.trainer.dtype == "float64" else torch.float32).bits // 8
     x = torch.cat([task.x_train, task.x_test])[:8]
     plan = explain(cell.trainer.network(cell.model), x.to(torch.float32))
-    snapshots = CANDIDATES * parameters * members * width
+    snapshots = cell.trainer.kept(steps) * parameters * members * width
     together = cell.trainer.batches(cell.model, cell.tasks, cell.members)
     activations = 3 * plan.activations * task.n_train * max(map(len, together))
     kernel = 8 * (task.n_train + task.n_test) * task.n_train * task.outputs**2

@@ -123,13 +123,30 @@ def train(
     def savepoint(batch: Sequence[Member]) -> Savepoint:
         return Savepoint(_state_file(folder, batch), stop=stop)
 
-    parts_of = cell.trainer.parts(cell.model, cell.tasks, missing, share, savepoint, watch) if missing else ()
+    batches = _batches(cell, missing, folder)
+    parts_of = cell.trainer.parts(cell.model, cell.tasks, missing, share, savepoint, watch, batches) if missing else ()
     for fresh in parts_of:
         for i, member in enumerate(fresh.members):
             parts[member] = fresh.select([i])
             _write(parts[member], [other.name for other in fresh.members], folder / f"{member.name}.npz")
         _state_file(folder, fresh.members).unlink(missing_ok=True)
     return join([parts[member] for member in cell.members])
+
+
+def _batches(cell: Cell, missing: Sequence[Member], folder: Path) -> list[list[Member]]:
+    """The missing members by those that train together: as they were to when the cell was begun, since neither the
+    memory that is free now nor what is done already may decide how a resumed run rounds."""
+    path, names = folder / "batches.json", {member.name: member for member in missing}
+    stored: list[list[str]] = []
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # damaged: made again
+        stored = [[str(name) for name in batch] for batch in store.read_json(path)["batches"]]
+    known = [batch for names_of in stored if (batch := [names[name] for name in names_of if name in names])]
+    new = [member for member in missing if not any(member.name in batch for batch in stored)]
+    if not new:
+        return known
+    fresh = cell.trainer.batches(cell.model, cell.tasks, new)
+    store.write_json(path, {"batches": [*stored, *([member.name for member in batch] for batch in fresh)]})
+    return [*known, *fresh]
 
 
 def compare(cell: Cell, trained: Trained, scored: Trained, folder: Path, stop: Callable[[], bool]) -> Record:

@@ -22,6 +22,7 @@ from bench.compare.metrics import r2, relative_error
 from bench.moment import Moment
 from bench.networks import initialised
 from bench.ntk import empirical_ntk
+from bench.ntk.algebra import Spectrum, as_matrix, spectrum
 from bench.predict import KernelPredictor, course
 from bench.studies.cell import Cell
 from bench.trained import Member, label_set
@@ -127,9 +128,11 @@ class Live:
 
 @dataclass(frozen=True)
 class _Start:
-    """Of the network at its start: its kernel, [n + p, n, c, c], and outputs z_0 and f_0, [n + p, c]."""
+    """Of the network at its start: its kernel, [n + p, n + p, c, c], the spectrum of its training block (where the
+    linearised network is looked at), and outputs z_0 and f_0, [n + p, c]."""
 
     kernel: Tensor
+    found: Spectrum | None
     z: Tensor
     f: Tensor
 
@@ -151,26 +154,28 @@ class _First:
         if self.start is None:
             z = self._outputs(self.initial)
             f = torch.zeros_like(z) if self.trainer.centred else z / self.gamma
-            self.start = _Start(self._kernel(self.initial), z, f)
+            kernel, n = self._kernel(self.initial), len(self._points()[0])
+            plain = n == self.task.n_train and self._is_plain()
+            self.start = _Start(kernel, spectrum(as_matrix(kernel[:n, :n])) if plain else None, z, f)
         start, now = self.start, {**self.initial, **params}
         z, kernel = (self._outputs(now), self._kernel(now)) if len(steps) else (start.z, start.kernel)
         f = start.f + (z - start.z) / self.gamma
-        n = kernel.shape[1]
+        n = len(self._points()[0])
         task = label_set(self.task, self.target, z.shape[1])
         y = task.y_test[:HELD_OUT].to(f)
         seen = {
-            "kernel_motion": float((kernel[:n] - start.kernel[:n]).norm() / start.kernel[:n].norm()),
+            "kernel_motion": float(_distance(kernel[:n, :n], start.kernel[:n, :n])),
             "test_error": relative_error(f[n:], y, self.trainer.loss),
         }
         if len(y) >= LEAST:
-            held_out = self._held_out(now)
+            held_out = kernel[n:, n:].diagonal(dim1=2, dim2=3).sum(-1)  # the trace over outputs
             seen["kernel_alignment_held_out"] = alignment(held_out, y)
         if n == task.n_train:  # regression on some of the points explains nothing
-            fitted = KernelPredictor(kernel[:n], base="init").fit(f[:n], start.f[:n])
-            seen["match"] = r2(fitted.predict(kernel[n:], start.f[n:]), f[n:])
-            if len(steps) and self._is_plain():
-                labels = task.y_train.to(f)
-                linear = course(start.kernel, labels, steps, [len(steps)], momenta, start.f)[0]
+            fitted = KernelPredictor(kernel[:n, :n], base="init").fit(f[:n], start.f[:n])
+            seen["match"] = r2(fitted.predict(kernel[n:, :n], start.f[n:]), f[n:])
+            if len(steps) and start.found is not None:
+                labels, at = task.y_train.to(f), [len(steps)]
+                linear = course(start.kernel[:, :n], labels, steps, at, momenta, start.f, start.found)[0]
                 seen["linearised_match"] = r2(linear[n:], f[n:])
         return seen
 
@@ -191,17 +196,13 @@ class _First:
             return functional_call(self.net, double, (torch.cat(self._points()).double(),))
 
     def _kernel(self, params: Mapping[str, Tensor]) -> Tensor:
-        """[n + p, n, c, c]."""
-        x, x_test = self._points()
+        """[n + p, n + p, c, c]: everything that a look asks of the kernel, from one pass."""
         stacked = {name: value[None] for name, value in params.items()}
-        found = empirical_ntk(self.net, torch.cat([x, x_test]), x, dtype=torch.float64, params=stacked)
+        found = empirical_ntk(self.net, torch.cat(self._points()), dtype=torch.float64, params=stacked)
         assert isinstance(found, Tensor)
         return found[0]
 
-    def _held_out(self, params: Mapping[str, Tensor]) -> Tensor:
-        """The trace over outputs at the test points, [p, p]."""
-        stacked = {name: value[None] for name, value in params.items()}
-        x = self._points()[1]
-        found = empirical_ntk(self.net, x, outputs="trace", dtype=torch.float64, params=stacked)
-        assert isinstance(found, Tensor)
-        return found[0]
+
+def _distance(now: Tensor, start: Tensor) -> Tensor:
+    """``|K_t - K_0| / |K_0|``."""
+    return (now - start).norm() / start.norm()

@@ -80,3 +80,16 @@ def test_the_plan_foresees_what_is_counted(positions):
     # The plan takes a backward pass to cost what a forward pass does, though none goes to the inputs, and counts
     # element-wise passes, which the counter does not.
     assert 0.5 * planned < counted < 1.3 * planned
+
+
+def test_columns_that_are_the_first_rows_pass_once():
+    """The kernel between all points and those trained on: forward and backward for the rows alone."""
+    n, few, sizes = 300, 100, ((40, 96), (96, 1))
+    forward = sum(a * b for a, b in sizes)
+    x = torch.randn(n, 40)
+    # a forward pass, a backward pass that does not reach the inputs, and the products of factors
+    least = 2 * n * (forward + forward - 40 * 96) + 2 * n * few * sum(a + b for a, b in sizes)
+    other = flops(mlp(40, 96, 1, 1, b_std=0.1), x, x2=torch.randn(few, 40).double())
+    counted = flops(mlp(40, 96, 1, 1, b_std=0.1), x, x2=x[:few].double())
+    assert 0.99 * least <= counted < 1.02 * least  # and the probe of three samples
+    assert other - counted >= 2 * few * (forward + forward - 40 * 96)

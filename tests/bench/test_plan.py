@@ -8,9 +8,9 @@ import torch
 from test_run import SMALL, bench
 
 from bench import store
-from bench.plan import plan, state
+from bench.plan import build, plan, state
 from bench.plan.__main__ import duration, main, size, table
-from bench.plan.estimate import Estimate, estimates, lazy_steps
+from bench.plan.estimate import Estimate, _bytes, estimates, lazy_steps
 from bench.record import Record
 from bench.train import Trainer
 from bench.trained import members, seed_of
@@ -142,3 +142,14 @@ def test_a_sum_of_bounds_is_called_one(bound, says, tmp_path, monkeypatch):
     cells = plan(["task=staircase", "model.width=8"])
     cost = Estimate(60.0, 1e9, 700, "measured", bound)
     assert says in table(cells, [state(cells[0])], [cost])
+
+
+def test_the_memory_of_a_dense_schedule_grows_with_its_steps(tmp_path, monkeypatch):
+    """By the parameters of every point: so many more bytes from 100 to 10,100 steps."""
+    monkeypatch.chdir(tmp_path)
+    settings = [*SMALL[1:-2], "trainer.schedule=dense", "trainer.constant=true"]
+    (planned,) = plan(settings)
+    cell = build(planned.config)
+    parameters = sum(parameter.numel() for parameter in cell.model.parameters())
+    more = _bytes(cell, 10_100) - _bytes(cell, 100)
+    assert more == 10_000 * 4 * parameters * len(cell.members)

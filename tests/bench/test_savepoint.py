@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import store
+from bench import descent, grouping, store
 from bench.savepoint import EXIT_CODE, Interrupted, Savepoint, sigterm
 from bench.studies.cell import train
 from bench.train import Trainer
@@ -91,6 +91,52 @@ def test_a_member_that_an_older_version_wrote_is_trained_again(tmp_path):
         store.write_npz(path, {name: value for name, value in arrays.items() if name != lacking})
         same(train(cell, tmp_path, lambda share: None), whole)
         assert path.read_bytes() == written
+
+
+def test_the_memory_that_is_free_when_it_resumes_does_not_decide_who_trains_together(tmp_path, monkeypatch):
+    """Begun where two networks fit at once, stopped in the second batch, and resumed where all would."""
+    trainer = Trainer(richness=1.0, max_steps=20, tolerance=0.0)
+    cell = SimpleNamespace(trainer=trainer, model=network(), tasks=tasks(), members=members(1, 7))
+    free, sizes, real = {"now": 2.5}, [], Trainer._fit
+
+    def room(memory, outs):
+        return free["now"] * grouping.Cost.of(network(), tasks()[0], 4, trainer.kept(20)).memory
+
+    def fit(self, model, draws, batch, *rest):
+        sizes.append(len(batch))
+        return real(self, model, draws, batch, *rest)
+
+    monkeypatch.setattr(grouping, "budget", room)
+    monkeypatch.setattr(Trainer, "_fit", fit)
+    whole = train(cell, tmp_path / "whole", lambda share: None)
+    assert sizes == [2, 2, 2, 1]
+    asked = iter([False] * 30 + [True] * 1000)
+    with pytest.raises(Interrupted):
+        train(cell, tmp_path / "stopped", lambda share: None, lambda: next(asked))
+    free["now"], sizes[:] = 100, []
+    same(train(cell, tmp_path / "stopped", lambda share: None), whole)
+    assert sizes == [2, 2, 1]  # all five at once without the batches on disk
+
+
+def test_every_point_is_kept_only_while_there_is_room(monkeypatch):
+    """Halved while several train together; alone, one sentence."""
+    trainer = Trainer(richness=1.0, schedule="dense", constant=True, tolerance=0.0, max_steps=70)
+    whole = trainer.fit(network(), tasks(), members(1, 2))
+    assert whole.snapshots == trainer.kept(70) == 71
+    one_point = sum(parameter.numel() for parameter in network().parameters()) * 4
+    monkeypatch.setattr(descent, "free_memory", lambda device: 2 * descent.ROOM_EVERY * one_point)
+    sizes, real = [], Trainer._fit
+
+    def fit(self, model, draws, batch, *rest):
+        sizes.append(len(batch))
+        return real(self, model, draws, batch, *rest)
+
+    monkeypatch.setattr(Trainer, "_fit", fit)
+    assert trainer.fit(network(), tasks(), members(1, 2)).snapshots == 71
+    assert sizes == [2, 1, 1]
+    monkeypatch.setattr(descent, "free_memory", lambda device: one_point)
+    with pytest.raises(MemoryError, match=r"schedule=dense keeps every point.*after 31 steps"):
+        trainer.fit(network(), tasks(), members(1, 1))
 
 
 def test_a_state_of_another_descent_or_a_damaged_one_is_not_used(tmp_path):
