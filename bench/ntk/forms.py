@@ -112,7 +112,38 @@ class Factors:
             kernel += inputs.mul_(inner(one, two)).view(m, n1, T, n2, T).sum((2, 4))
 
 
-Kept = Gradients | Factors
+@dataclass(frozen=True)
+class Channels:
+    """Gradients G [m, N, q, p] that all outputs share, of the filter of each of q channels, and the read-out R [c, q]
+    that makes them those of an output (``channels.py``)."""
+
+    G: Tensor
+    R: Tensor
+    scale: float
+
+    def rows(self, rows: slice) -> Channels:
+        return Channels(self.G[:, rows], self.R, self.scale)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.G,)
+
+    def holding(self, G: Tensor) -> Channels:
+        return Channels(G, self.R, self.scale)
+
+    def gram(self, other: Channels, full: bool, workspace: float, onto: Tensor | None) -> Tensor:
+        m, n1, q, _ = self.G.shape
+        n2, c = other.G.shape[1], len(self.R) if full else 1
+        outputs = self.scale**2 * torch.einsum("kq,lq->qkl" if full else "kq,kq->q", self.R, self.R).reshape(q, c * c)
+        kernel = self.G.new_zeros(m, n1 * c, n2 * c) if onto is None else onto
+        target = kernel.view(m, n1, c, n2, c)
+        for units in _parts(q, max(1, int(workspace / (kernel.element_size() * m * n1 * n2)))):
+            one, two = (G[:, :, units].transpose(1, 2) for G in (self.G, other.G))
+            pairs = (one @ two.mT).flatten(2).mT @ outputs[units]
+            target += pairs.view(m, n1, n2, c, c).transpose(2, 3)
+        return kernel
+
+
+Kept = Gradients | Factors | Channels
 
 
 def _parts(n: int, side: int) -> Iterator[slice]:
@@ -126,8 +157,5 @@ def gram(one: Kept, two: Kept, full: bool, workspace: float, onto: Tensor | None
 
     ``workspace``: bytes of pairs of positions that may be alive at once.
     """
-    if isinstance(one, Gradients):
-        assert isinstance(two, Gradients)
-        return one.gram(two, full, workspace, onto)
-    assert isinstance(two, Factors)
-    return one.gram(two, full, workspace, onto)
+    assert type(one) is type(two)
+    return one.gram(two, full, workspace, onto)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from bench.ntk import jacobian
-from bench.ntk.forms import Factors, Gradients, Kept
+from bench.ntk.forms import Channels, Factors, Gradients, Kept
 from bench.ntk.plan import Form, Part, Plan, Request, UnbatchedError
 from bench.ntk.watch import Call, Watch, no_recomputation
 
@@ -33,30 +33,50 @@ def layers(request: Request, plan: Plan, members: Sequence[int], x: Tensor, into
         # The plan saw that the first axis has the probe's size; only another size tells that it is the samples'.
         spare = len(x) == plan.probe
         batch = torch.cat([x, x[:1]]) if spare else x
-        found = (_one if len(members) == 1 else _together)(request, plan, members, batch, needed)
+        readout: Tensor | None = None
+        if len(members) == 1:
+            found, readout = _one(request, plan, members[0], batch, needed)
+        else:
+            found = _together(request, plan, members, batch, needed)
         for index, part in enumerate(plan.parts):
             if part.call is not None:
                 x_in, D = (_drop_last(t, len(members)) if spare else t for t in found[part.call])
                 places = None if into is None or len(members) > 1 else into[index]
-                kept[index] = list(_keep(part, plan.calls[part.call], x_in, D, len(members), places))
+                kept[index] = list(_keep(part, plan.calls[part.call], x_in, D, len(members), places, readout))
     if plan.sampled:
         by_name = _by_sample(request, plan, members, x)
         kept |= {i: [Gradients(by_name[part.names[0]], 1.0)] for i, part in enumerate(plan.parts) if part.call is None}
     return [kept[index] for index in range(len(plan.parts))]
 
 
-def _one(request: Request, plan: Plan, members: Sequence[int], x: Tensor, needed: Sequence[int]) -> _Found:
-    """Each needed call's input [n, ...] and output gradients [n, c, ...]."""
-    values = {name: value.detach() for name, value in request.member(members[0]).items()}
+def _one(
+    request: Request, plan: Plan, member: int, x: Tensor, needed: Sequence[int]
+) -> tuple[_Found, Tensor | None]:  # fmt: skip
+    """Each needed call's input [n, ...] and output gradients [n, c, ...]; of ``Form.CHANNELS`` [n, 1, ...], which all
+    outputs share, and then the read-out [c, q] besides."""
+    values = {name: value.detach() for name, value in request.member(member).items()}
     with torch.enable_grad(), no_recomputation(), Watch({name: values[name] for name in plan.ruled}) as watch:
         output = functional_call(request.net, {**request.buffers, **values}, (x,))
     _check(watch.calls, plan, len(x))
-    edges = [watch.calls[index].edge for index in needed]
-    inputs = [watch.calls[index].x for index in needed]
+    shared = sorted({part.call for part in plan.parts if part.form is Form.CHANNELS and part.call is not None})
+    own = [index for index in needed if index not in shared]
+    inputs = {index: watch.calls[index].x for index in needed}
+    places = [watch.calls[index].edge for index in own]
+    shapes = [(len(x), *plan.calls[index].out[1:]) for index in own]
+    units: dict[int, Tensor] = {}
+    if shared:
+        assert plan.readout is not None
+        last = watch.calls[plan.readout]
+        found = torch.autograd.grad(
+            (last.source,), [watch.calls[i].edge for i in shared], (torch.ones_like(last.x),), retain_graph=True
+        )
+        units = {index: D[:, None] for index, D in zip(shared, found, strict=True)}
+        places.append(last.source)
+        shapes.append(tuple(last.x.shape))
     del watch
-    shapes = [(len(x), *plan.calls[index].out[1:]) for index in needed]
-    gradients = _backward(request, output, edges, shapes, plan.c)
-    return dict(zip(needed, zip(inputs, gradients, strict=True), strict=True))
+    gradients = _backward(request, output, places, shapes, plan.c)
+    readout = gradients.pop()[0] if shared else None  # the same for every sample
+    return {i: (inputs[i], D) for i, D in {**dict(zip(own, gradients, strict=True)), **units}.items()}, readout
 
 
 def _together(request: Request, plan: Plan, members: Sequence[int], x: Tensor, needed: Sequence[int]) -> _Found:
@@ -125,7 +145,10 @@ def _gradient(
     return [output.new_zeros(shape) if D is None else D for D, shape in zip(found, shapes, strict=True)]
 
 
-def _keep(part: Part, call: Call, x: Tensor, D: Tensor, members: int, places: list[Kept] | None) -> Iterator[Kept]:
+def _keep(
+    part: Part, call: Call, x: Tensor, D: Tensor, members: int, places: list[Kept] | None,
+    readout: Tensor | None,
+) -> Iterator[Kept]:  # fmt: skip
     """x, D: samples of all members along the first axis."""
     weight, bias = part.weight, part.bias
     if weight is not None and part.form is Form.PAIRS:
@@ -133,11 +156,19 @@ def _keep(part: Part, call: Call, x: Tensor, D: Tensor, members: int, places: li
             yield Factors(_split(members, both.h), _split(members, both.D), weight.scale, bias.scale if bias else 0.0)
         return
     if weight is not None:
-        into = None if places is None else [place.tensors()[0][0] for place in places]
+        into = None if places is None else [place.tensors()[0][0].view(*D.shape[:2], -1) for place in places]
         for J in call.rule.gradients(x, D, weight.shape, into):
-            yield Gradients(_split(members, J), weight.scale)
+            yield _gradients(part, _split(members, J), weight.scale, readout)
     if bias is not None:
-        yield Gradients(_split(members, call.rule.bias(D, bias.shape)), bias.scale)
+        yield _gradients(part, _split(members, call.rule.bias(D, bias.shape)), bias.scale, readout)
+
+
+def _gradients(part: Part, J: Tensor, scale: float, readout: Tensor | None) -> Kept:
+    """J [m, n, c, size], or [m, n, 1, size] where the outputs share it."""
+    if part.form is not Form.CHANNELS:
+        return Gradients(J, scale)
+    assert readout is not None
+    return Channels(J.reshape(*J.shape[:2], readout.shape[1], -1), readout, scale)
 
 
 def _drop_last(tensor: Tensor, members: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bench.ntk.channels import channelwise, read_out
 from bench.ntk.method import Method
 from bench.ntk.rules import Lookup, Size
 from bench.ntk.watch import Call, Use, Watch, reached
@@ -30,6 +31,7 @@ class Form(StrEnum):
 
     PAIRS = "pairs"  # its inputs and output gradients: Gram matrices over positions
     GRADIENTS = "gradients"  # the gradients of its parameters, by its rule
+    CHANNELS = "channels"  # the gradients of its filters that all outputs share: it is followed by a read-out
     SAMPLES = "samples"  # the same by torch.func, sample by sample: no rule knows how the parameter is used
 
 
@@ -73,7 +75,8 @@ class Plan:
 
     ``calls``: as seen on a ``probe`` of so many samples; ``c``: gradients a sample, of so many ``outputs``; ``full``:
     whether the kernel has all pairs of outputs; ``activations``: bytes a sample that a forward and its backward passes
-    keep alive; ``passes``: FLOPs of the passes through the network.
+    keep alive; ``passes``: FLOPs of the passes through the network; ``readout``: the call from which ``Form.CHANNELS``
+    starts.
     """
 
     parts: tuple[Part, ...]
@@ -85,6 +88,7 @@ class Plan:
     probe: int
     members: int
     passes: float
+    readout: int | None = None
     method: Method = Method.LAYERWISE
     why: str = "asked for"
 
@@ -165,14 +169,17 @@ def make_plan(
     unknown |= {name for call in calls for name in call.names if not _batched(call, probe)}
     kept = [k for k in (_without(call, unknown) for call in calls) if k is not None]
     price = _Price(c, full, pairs, samples, output.element_size())
-    parts = [part for i, call in enumerate(kept) for part in _parts(i, call, price)]
+    readout = read_out(output, kept) if c > 1 else None
+    shared = frozenset() if readout is None else channelwise(kept, readout)
+    parts = [part for i, call in enumerate(kept) for part in _parts(i, call, price, i in shared)]
     left = [name for name in request.trained if not any(name in part.names for part in parts)]
     parts += [_sampled(name, request, price, name in unknown) for name in left]
     passes = samples * (1 + c) * network * (bool(kept) + bool(left))
     order = {module: i for i, module in enumerate(dict.fromkeys(_module(name) for name in request.trained))}
     parts.sort(key=lambda part: order[part.module])
     alive = activations * (1 + c / 2)
-    return Plan(tuple(parts), tuple(kept), c, output.shape[1], full, alive, probe, request.members, passes)
+    sizes = c, output.shape[1], full, alive, probe, request.members, passes
+    return Plan(tuple(parts), tuple(kept), *sizes, readout)
 
 
 def is_nested(x1: Tensor, x2: Tensor | None) -> bool:
@@ -261,7 +268,7 @@ def _without(call: Call, names: set[str]) -> Call | None:
     bias = None if call.bias is None or call.bias.name in names else call.bias
     if weight is None and bias is None:
         return None
-    return Call(call.rule, weight, bias, call.x, call.version, call.out, call.edge)
+    return Call(call.rule, weight, bias, call.x, call.version, call.out, call.edge, call.source)
 
 
 def _size(call: Call) -> Size | None:
@@ -289,6 +296,10 @@ class _Price:
         form = 2 * self.samples * self.c * size.positions * size.parameters
         return form + 2 * self.pairs * self.outputs * size.parameters
 
+    def channels(self, size: Size) -> float:
+        pairs = self.pairs * (size.parameters + size.q * self.outputs)
+        return 2 * (self.samples * size.positions * size.parameters + pairs)
+
     def factors(self, size: Size, lookup: bool) -> float:
         inputs = ELEMENTWISE / 2 if lookup else 2 * size.p
         kernel = self.c**2 if self.full else 1
@@ -296,18 +307,18 @@ class _Price:
         return self.pairs * size.positions**2 * size.groups * pair
 
 
-def _parts(index: int, call: Call, price: _Price) -> Iterator[Part]:
+def _parts(index: int, call: Call, price: _Price, shared: bool) -> Iterator[Part]:
     names = {use.name: use for use in (call.weight, call.bias) if use is not None}
     together = len({_module(name) for name in names}) == 1
     for use in names.values():
         weight = call.weight if together or use is call.weight else None
         bias = call.bias if together or use is call.bias else None
-        yield _part(index, call, weight, bias, price)
+        yield _part(index, call, weight, bias, price, shared)
         if together:
             return
 
 
-def _part(index: int, call: Call, weight: Use | None, bias: Use | None, price: _Price) -> Part:
+def _part(index: int, call: Call, weight: Use | None, bias: Use | None, price: _Price, shared: bool) -> Part:
     uses = [use for use in (weight, bias) if use is not None]
     module, names = _module(uses[0].name), tuple(use.name for use in uses)
     samples = call.x.shape[0]
@@ -325,7 +336,11 @@ def _part(index: int, call: Call, weight: Use | None, bias: Use | None, price: _
         bytes_ = price.itemsize * count * (price.c * size.q + (0 if lookup else size.p)) + 8 * count * lookup
         why = "one position" if size.positions == 1 else f"{factors / gradients:.2g} of the gradients' FLOPs"
         return Part(module, names, index, Form.PAIRS, weight, bias, factors, bytes_, why)
-    bytes_ = price.itemsize * price.c * (size.parameters + (0 if bias is None else size.q * size.groups))
+    entries = size.parameters + (0 if bias is None else size.q * size.groups)
+    if shared and (channels := price.channels(size)) < gradients:
+        why = f"{channels / gradients:.2g} of the gradients' FLOPs: channels meet only in the read-out"
+        return Part(module, names, index, Form.CHANNELS, weight, bias, channels, price.itemsize * entries, why)
+    bytes_ = price.itemsize * price.c * entries
     why = f"{gradients / factors:.2g} of the pairs' FLOPs ({size.positions} positions)"
     return Part(module, names, index, Form.GRADIENTS, weight, bias, gradients, bytes_, why)
 

@@ -30,6 +30,8 @@ FEW_CHANNELS = 32
 
 ONEDNN_POSITIONS = 64
 """At fewer positions oneDNN's weight gradients are slower than matrix products."""
+WRITTEN = 2**21
+"""Bytes of weight gradients that oneDNN makes at once: its buffers have their size, and copies are from the cache."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,11 @@ class Convolution(Rule):
 
     def gradients(self, x: Tensor, D: Tensor, weight: Shape, into: list[Tensor] | None = None) -> list[Tensor]:
         if self._by_convolution(D):
-            return [self._grouped(x, D, weight)]
+            found = x.new_empty(*D.shape[:2], math.prod(weight)) if into is None else into[0]
+            step = max(1, WRITTEN // (found[0].nbytes or 1))
+            for part, one, two in zip(found.split(step), x.split(step), D.split(step), strict=True):
+                part.copy_(self._grouped(one, two, weight))
+            return [found]
         pieces: list[Tensor] = []
         for group in range(self.groups):
             channels = slice(group * weight[1], (group + 1) * weight[1])

@@ -20,7 +20,7 @@ from bench.ntk.rules import Dense, Elementwise
 from models import blocks
 from models.tile_file import TileFile
 
-CACHE = 2**25
+CACHE = 2**26
 """Bytes of activations that one pass of a CPU should not exceed: beyond, larger batches only cost memory."""
 WHOLE = 0.8
 """Of the budget may be kept of all samples at once; else tiles compute theirs again."""

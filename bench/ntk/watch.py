@@ -70,7 +70,8 @@ class Use:
 @dataclass(frozen=True)
 class Call:
     """A call that a rule knows. ``x``, ``out``: its input and the shape of its output, samples first; a parameter
-    that is frozen, absent or left to another method is None. ``edge``: where its output's gradient appears."""
+    that is frozen, absent or left to another method is None. ``source``, ``edge``: where the gradients of its input and
+    of its output appear (None: there is none)."""
 
     rule: Rule
     weight: Use | None
@@ -79,6 +80,7 @@ class Call:
     version: int
     out: torch.Size
     edge: GradientEdge | None
+    source: GradientEdge | None
 
     @property
     def names(self) -> list[str]:
@@ -144,12 +146,14 @@ class Watch(TorchFunctionMode):
         else:
             kwargs = {key: leaves.get(id(value), value) for key, value in kwargs.items()}
             out = func(*(leaves.get(id(value), value) for value in args), **kwargs)
-        edge = None
+        edge = source = None
         if self._taps is None:
             edge = get_gradient_edge(out)
+            source = get_gradient_edge(x) if x.requires_grad else None
         else:
             out = out + self._taps[len(self.calls)]
-        self.calls.append(Call(rule, self._use(weight), self._use(bias), x.detach(), x._version, out.shape, edge))
+        uses = self._use(weight), self._use(bias)
+        self.calls.append(Call(rule, *uses, x.detach(), x._version, out.shape, edge, source))
         return out
 
     def _use(self, tensor: Any) -> Use | None:

@@ -57,6 +57,23 @@ def resnet() -> nn.Module:
     return net.eval()
 
 
+class Channelwise(nn.Module):
+    """Two convolutions whose channels meet only in the read-out, beside and behind one whose channels meet before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
+        self.beside, self.norm = nn.Conv2d(5, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.read = nn.Linear(6, 4)
+        nn.init.normal_(self.norm.running_mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        h = F.gelu(self.norm(self.second(h)) + self.beside(h))
+        h = F.max_pool2d(F.avg_pool2d(h * torch.sigmoid(h), 2), 2)
+        return self.read(h.mean((-2, -1)).flatten(1))
+
+
 class Tokens(nn.Module):
     """A small transformer on token numbers: embeddings, learnt positions, a class token, attention, MLP."""
 
@@ -271,6 +288,7 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
             (2, 8, 8),
         ),
         "resnet": (resnet(), (3, 8, 8)),
+        "channelwise": (Channelwise().eval(), (2, 8, 8)),
         "layer norm": (nn.Sequential(nn.Linear(5, 9), nn.LayerNorm(9), nn.Tanh(), nn.Linear(9, 2)), (5,)),
         "layer norm of images": (
             nn.Sequential(nn.LayerNorm((2, 4, 4)), nn.Flatten(), nn.RMSNorm(32), nn.Linear(32, 2)),

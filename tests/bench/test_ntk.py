@@ -4,6 +4,7 @@ Errors are relative to the largest entry. An entry is a sum of some 1e3 products
 below 1e-12 with a margin of ten.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ntk_networks import brute_force, inputs, networks
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bench.ntk import empirical_ntk, explain, products
+from bench.ntk import empirical_ntk, explain, products, tiles
+from bench.ntk.plan import Form
 from models.layers import Linear
 from models.mlp import mlp
 
@@ -126,6 +129,49 @@ def test_the_cheaper_form_is_chosen_and_explained():
     assert forms(net, many) == ["gradients"]
     assert "0.weight, 0.bias  pairs" in str(explain(net, few))
     assert "4 positions" in str(explain(net, torch.randn(50, 64, 16, 16))) or "256 positions" in str(explain(net, many))
+
+
+class Meeting(nn.Module):
+    """Four channels of four rows and columns, which meet before the read-out though no shape tells."""
+
+    def __init__(self, meet: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.read, self.meet = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 3), meet
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        return self.read(self.meet(z, torch.tanh(z)))
+
+
+MEETINGS = {
+    "sum over channels": lambda z, h: h.sum(1).mean(-1),
+    "transposed": lambda z, h: h.transpose(1, 2).mean((2, 3)),
+    "pooled over channels": lambda z, h: F.avg_pool2d(h.mean(-1), (3, 1), 1, (1, 0)).mean(-1),
+    "normalised": lambda z, h: F.group_norm(h, 2).mean((2, 3)),
+    "sideways": lambda z, h: h.mean((2, 3)) + z.sum(1).mean(-1),
+    "softmax": lambda z, h: h.softmax(1).mean((2, 3)),
+    "flipped": lambda z, h: (h + z.flip(1)).mean((2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", MEETINGS)
+def test_channels_that_meet_before_the_read_out_are_seen(name):
+    torch.manual_seed(0)
+    net, x = Meeting(MEETINGS[name]).double(), torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    assert all(part.form is not Form.CHANNELS for part in explain(net, x).parts)
+    assert error(empirical_ntk(net, x), brute_force(net, x, x)) < EXACT
+
+
+def test_channels_that_meet_only_in_the_read_out_share_gradients():
+    net, shape = NETWORKS["channelwise"]
+    x = inputs("channelwise", shape, 9)
+    forms = {part.module: part.form for part in explain(net, x).parts}
+    assert [name for name, form in forms.items() if form is Form.CHANNELS] == ["second", "beside"]
+    assert all(part.form is not Form.CHANNELS for part in explain(net, x, outputs="sum").parts)  # nothing to share
+    for workspace in (1, 10**9):  # channel by channel, and all at once
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiles, "WORKSPACE", workspace)
+            assert error(empirical_ntk(net, x), brute_force(net, x, x)) < EXACT
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

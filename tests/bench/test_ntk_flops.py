@@ -57,6 +57,19 @@ def test_cnn():
     assert 0.99 * least <= counted < 1.05 * least
 
 
+def test_outputs_share_the_last_convolution():
+    n, c, size, width = 50, 10, 10, 20  # 3.7 MB of gradients: one pass
+    first, last = 27 * width, 9 * width**2
+    passes = size**2 * first + (1 + c) * (size**2 * last + c * width)  # back to the first layer's outputs
+    gradients = size**2 * (c * first + last)
+    pairs = strips(n, 13)
+    # Weights and biases of the convolutions, of the second each with its read-out; the read-out's two factors.
+    grams = c**2 * (first + width) + last + width + 2 * c**2 * width + width + c**3
+    least = 2 * n * (passes + gradients) + 2 * pairs * grams
+    counted = flops(cnn(3, width, 2, c, readout="gap", b_std=0.1), torch.randn(n, 3, size, size))
+    assert 0.99 * least <= counted < 1.05 * least
+
+
 def test_passes_for_the_sake_of_memory_are_few():
     """The layers' gradients, 11 MB in two halves, take a second forward pass; the backward passes share the way."""
     torch.manual_seed(0)
