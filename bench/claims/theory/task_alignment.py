@@ -127,8 +127,9 @@ CLAIMS = [
         statistics=_random,
         windows={"test error": Window(low=1.0, gap=0.3), "accuracy": Window(0.45, 0.55, gap=0.08)},
         controls=[Control("a product of two bits as labels", _learnable)],
-        power="Seeds scatter by .05 in error and .02 in accuracy.",
+        power="Seeds scatter by .09 in error and .03 in accuracy (eight seeds from 10,000 on, too few for these gaps).",
         calibration=CALIBRATED,
+        seeds=32,
     ),
     Claim(
         name="lazy-kernel-keeps-its-alignment",
