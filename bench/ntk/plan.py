@@ -184,8 +184,10 @@ def make_plan(
 
 def is_nested(x1: Tensor, x2: Tensor | None) -> bool:
     """Whether x2 is the first samples of x1, so that what is made of the rows is there for the columns: of a kernel
-    between all points and those trained on."""
-    return x2 is not None and len(x2) <= len(x1) and torch.equal(x1[: len(x2)], x2)
+    between all points and those trained on. One look at the data a kernel; a meta tensor has none."""
+    if x2 is None or len(x2) > len(x1) or x1.is_meta:
+        return False
+    return torch.equal(x1[: len(x2)], x2)
 
 
 def choose(request: Request, x1: Tensor, x2: Tensor | None, method: Method) -> Plan:
