@@ -164,7 +164,7 @@ class _First:
         task = label_set(self.task, self.target, z.shape[1])
         y = task.y_test[:HELD_OUT].to(f)
         seen = {
-            "kernel_motion": float(_distance(kernel[:n, :n], start.kernel[:n, :n])),
+            "kernel_motion": float((kernel[:n, :n] - start.kernel[:n, :n]).norm() / start.kernel[:n, :n].norm()),
             "test_error": relative_error(f[n:], y, self.trainer.loss),
         }
         if len(y) >= LEAST:
@@ -201,8 +201,3 @@ class _First:
         found = empirical_ntk(self.net, torch.cat(self._points()), dtype=torch.float64, params=stacked)
         assert isinstance(found, Tensor)
         return found[0]
-
-
-def _distance(now: Tensor, start: Tensor) -> Tensor:
-    """``|K_t - K_0| / |K_0|``."""
-    return (now - start).norm() / start.norm()

@@ -11,11 +11,7 @@ from scipy import integrate, special
 from torch import nn
 from torch.nn import functional
 
-from models.activations import (
-    Erf,
-    Sin,
-    activation,
-)
+from models.activations import Erf, Sin, activation
 from models.layers import Conv2d, Linear
 from models.limits import NoInfiniteWidthLimit, elementwise, infinite_width
 from models.limits.elementwise import _covering
