@@ -87,7 +87,6 @@ def members(
     ]
 
 
-@functools.lru_cache(1024)
 def label_set(task: Task, target: int | None, outputs: int) -> Task:
     """The task with the labels of one target only (see ``Member.target``).
 

@@ -248,7 +248,7 @@ class _Saved:
         if tensor.ndim and tensor.shape[0] == self.samples and key not in self._seen:
             self._seen.add(key)
             self.bytes += tensor.nbytes
-        return tensor
+        return tensor.detach()  # a node that holds its own output, with its graph, is never freed
 
 
 def _gradients(request: Request, output: Tensor, samples: int) -> int:

@@ -1,5 +1,6 @@
 """The budget is kept, running out of memory is survived, and a kernel on disk is resumed."""
 
+import gc
 import logging
 import os
 import signal
@@ -38,6 +39,24 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
             torch.randn(30, 3, 16, 16),
         ),
     }
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize("name", ["mlp", "cnn of ten outputs", "by sample"])
+def test_a_call_leaves_no_tensor_behind(name, members):
+    """A sweep asks for thousands of kernels, in one process: what one of them leaves fills the memory."""
+    net, x = networks()[name]
+    params = members and {key: torch.stack([value.detach()] * members) for key, value in net.named_parameters()}
+    x = x[:8].clone()
+    before = tensors_alive()
+    for _ in range(2):
+        empirical_ntk(net, x, x[:4], params=params)
+    assert tensors_alive() == before
 
 
 @pytest.mark.slow
