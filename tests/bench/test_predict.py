@@ -51,6 +51,16 @@ def test_flow_to_a_time_is_the_matrix_exponential():
     np.testing.assert_allclose(endless, KernelPredictor(K).fit(y).predict(k), atol=1e-6)
 
 
+def test_directions_that_the_kernel_does_not_see_gather_weight_all_the_time():
+    """dw/dt = (y - K w) / n: where K is zero the residual stays, and so does the rate y / n."""
+    K, _, y, _ = problem()
+    twice, both = np.block([[K, K], [K, K]]), np.vstack([y, -y])  # K w is zero for what differs in sign
+    for time in (3.0, [1.0, 2.0]):
+        weights = KernelPredictor(twice, time=time).fit(both).weights
+        # The eigenvalues there are zero to rounding, 1e-15 of the largest; another rate would be off by factors.
+        np.testing.assert_allclose(weights, both * 3.0 / 24, rtol=1e-10, atol=1e-12)
+
+
 def test_discrete_steps_are_gradient_descent():
     K, k, y, _ = problem()
     steps, f, p = [0.5, 3.0, 8.0, 1.0], np.zeros_like(y), np.zeros((5, 1))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Records, Size, Statistics, Window
+from bench.claims.theory import REDRAWN
 from bench.studies.deep_bootstrap import DeepBootstrap, deep_bootstrap
 from bench.studies.hermite_images import HermiteImages, hermite_images
 from bench.studies.image_pairs import ImagePairs, image_pairs
@@ -95,11 +96,11 @@ CLAIMS = [
         lacks=_lacks_images, name="eigenlearning-image-pairs",
         statement="Test error of image pairs from spectrum and labels alone: within 3 % at ridge 30 and in the median.",
         source="Simon et al. 2023, figure 2, with the finite population's formulas", kind="calibrated",
-        requests=_pairs, seeds=4, calibration=SET, statistics=_prediction("theory"),
+        requests=_pairs, seeds=4, calibration=f"{SET} {REDRAWN}", statistics=_prediction("theory"),
         windows={"ridge 30": Window(high=0.03, every=True), "all ridges, median": Window(high=0.03, every=True),
-                 "ridge 0 and 1, n >= 256": Window(high=0.3, every=True)},
+                 "ridge 0 and 1, n >= 256": Window(high=0.35, every=True)},
         controls=[Control("plain eigenlearning, converted by its train error", _prediction("plain"))],
-        power="Four pairs, n up to half of the population. Fresh seeds: .009 to .016, .14 to .21 and .006 to .014; "
+        power="Four pairs, n up to half of the population. Fresh seeds: .009 to .016, .09 to .24 and .005 to .014; "
               "MNIST 0 / 1 is left out: 22 to 40 % low at ridge 0.",
     ),
     Claim(
@@ -123,9 +124,9 @@ CLAIMS = [
     Claim(
         lacks=_lacks_images, name="eigenlearning-bootstrap-networks",
         statement="Networks on few and many points err alike before the time 1 / kappa_0(n): 3 % at a hundredth.",
-        source="Nakkiran, Neyshabur, Sedghi 2021", kind="calibrated", requests=_bootstrap, seeds=4, calibration=SET,
-        statistics=_collapse((0, 1)),
-        windows={"early": Window(0.97, 1.03, every=True), "later": Window(0.97, 1.2, every=True)},
+        source="Nakkiran, Neyshabur, Sedghi 2021", kind="calibrated", requests=_bootstrap, seeds=4,
+        calibration=f"{SET} {REDRAWN}", statistics=_collapse((0, 1)),
+        windows={"early": Window(0.97, 1.03, every=True), "later": Window(0.95, 1.2, every=True)},
         controls=[Control("at the time 1 / kappa_0(n) itself", _collapse((2, 2)))],
         power="n = 32 and 128 against 500, two networks each; at the crossover itself they differ by 40 %.",
     ),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Measurement, Records, Size, Statistics, Window
+from bench.claims.theory import REDRAWN
 from bench.studies.conservation import Conservation, conservation
 from bench.studies.deep_bootstrap import DeepBootstrap, deep_bootstrap
 from bench.studies.finite_domain import FIELDS, FiniteDomain, finite_domain
@@ -201,11 +202,11 @@ CLAIMS = [
     ),
     Claim(
         name="eigenlearning-without-replacement",
-        statement="On n of the M points of a domain, finite-population formulas hold within 2 %, noise included.",
+        statement="On n of the M points of a domain, finite-population formulas hold within 2.5 %, noise included.",
         source="derived here by free compression of K_MM", kind="calibrated", requests=_domain, seeds=8,
-        calibration=SET,
+        calibration=f"{SET} {REDRAWN}",
         statistics=_of(_replacement("finite")),
-        windows={name: Window(-0.02, 0.02, gap=0.03) for name in _CASES},
+        windows={name: Window(-0.025, 0.025, gap=0.03) for name in _CASES},
         controls=[Control("plain eigenlearning", _of(_replacement("plain")))],
         power="Means of 1000 sets scatter by .004 between seeds: 3 % beyond the window is refuted.",
     ),
@@ -221,22 +222,23 @@ CLAIMS = [
     ),
     Claim(
         name="eigenlearning-modes-cube",
-        statement="Pure modes of the 8-cube, n >= 8: test MSE within .07 and learnability within .02 of the theory.",
-        source=f"{PAPER}, figure 2", kind="calibrated", requests=_modes(domain="cube"), seeds=8, calibration=SET,
+        statement="Pure modes of the 8-cube, n >= 8: test MSE within .07 and learnability within .025 of the theory.",
+        source=f"{PAPER}, figure 2", kind="calibrated", requests=_modes(domain="cube"), seeds=8,
+        calibration=f"{SET} {REDRAWN}",
         statistics=_of(_mode_gaps()),
-        windows={"dE": Window(high=0.07, every=True), "dL": Window(high=0.02, every=True)},
+        windows={"dE": Window(high=0.07, every=True), "dL": Window(high=0.025, every=True)},
         controls=[Control("theory of twice as many points", _of(_mode_gaps(1)))],
         power="Largest over modes and n; seeds of 100 sets scatter by .01 in dE and .003 in dL.",
     ),
     Claim(
         name="eigenlearning-modes-sphere",
-        statement="Pure modes of the 7-sphere, n >= 16, norm 1 on the sample: within .05 in MSE and .03 in L.",
-        source=f"{PAPER}, figure 2", kind="calibrated", seeds=8, calibration=NOTES,
+        statement="Pure modes of the 7-sphere, n >= 16, norm 1 on the sample: within .08 in MSE and .05 in L.",
+        source=f"{PAPER}, figure 2", kind="calibrated", seeds=16, calibration=f"{NOTES} {REDRAWN}",
         requests=_modes(domain="sphere", n=(16, 32, 64, 128), levels=(0, 1, 2)),
         statistics=_of(_mode_gaps()),
-        windows={"dE": Window(high=0.05, gap=0.05), "dL": Window(high=0.03, gap=0.03)},
+        windows={"dE": Window(high=0.08, gap=0.05), "dL": Window(high=0.05, gap=0.03)},
         controls=[Control("theory of twice as many points", _of(_mode_gaps(1)))],
-        power="A sample's worst mode and n, of means of 100 sets; seeds scatter by .01 in dE and .004 in dL.",
+        power="A sample's worst mode and n, of means of 100 sets: .022 and .016, scattering by .012 and .008.",
     ),
     Claim(
         name="eigenlearning-sphere-other-norm",
@@ -280,12 +282,13 @@ CLAIMS = [
     ),
     Claim(
         name="eigenlearning-noise",
-        statement="On pure noise the test error is E_0 and the train error (delta / n kappa)^2 E_0, within 8 %.",
-        source=f"{PAPER}, equations 9 and 11", kind="calibrated", requests=_bootstrap, seeds=8, calibration=NOTES,
+        statement="On pure noise the test error is E_0 and the train error (delta / n kappa)^2 E_0, within 8 and 10 %.",
+        source=f"{PAPER}, equations 9 and 11", kind="calibrated", requests=_bootstrap, seeds=8,
+        calibration=f"{NOTES} {REDRAWN}",
         statistics=_of(_noise()),
-        windows={"E_0": Window(high=0.08, gap=0.05), "train": Window(high=0.08, gap=0.1)},
+        windows={"E_0": Window(high=0.08, gap=0.05), "train": Window(high=0.1, gap=0.1)},
         controls=[Control("theory of a smaller ridge", _of(_noise(2)))],
-        power="Largest over n and ridges, of means of 100 sets a seed: .01 and .04, scattering by .008 and .024.",
+        power="Largest over n and ridges, of means of 100 sets a seed: .01 and .03, scattering by .006 and .015.",
     ),
     Claim(
         name="eigenlearning-parity-bound",
@@ -310,13 +313,13 @@ CLAIMS = [
     ),
     Claim(
         name="eigenlearning-shifted-inputs",
-        statement="Under reweighted inputs, the risk from the two moments of the coefficients holds within 6 %.",
+        statement="Under reweighted inputs, the risk from the two moments of the coefficients holds within 8.5 %.",
         source="derived here from the moments; cf. Canatar, Bordelon, Pehlevan 2021", kind="calibrated",
-        requests=_domain, seeds=8, calibration=SET,
+        requests=_domain, seeds=8, calibration=f"{SET} {REDRAWN}", alpha=1e-3,
         statistics=_of(lambda a: {"risk": _ratio(a["shifted"], a["shifted_theory"]).mean(1)}),
-        windows={"risk": Window(-0.06, 0.06, gap=0.06)},
+        windows={"risk": Window(-0.085, 0.085, gap=0.06)},
         controls=[Control("no shift", _of(lambda a: {"risk": _ratio(a["shifted"], a["unshifted_theory"]).mean(1)}))],
-        power="Means of 500 sets scatter by .02 between seeds; the shift is worth 12 %.",
+        power="Means of 500 sets: .034, scattering by .012; the shift is worth 13 %, enough for a size of 1e-3.",
     ),
 ]  # fmt: skip
 

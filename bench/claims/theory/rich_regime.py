@@ -57,7 +57,9 @@ def _over(rival: str) -> str:
     return f"log (1 - R2) of {RIVALS[rival]} / of K_T"
 
 
-def _wins(name: str, description: str, requests: Requests, rivals: Sequence[str] = tuple(RIVALS)) -> Claim:
+def _wins(
+    name: str, description: str, requests: Requests, rivals: Sequence[str] = tuple(RIVALS), seeds: int = 12
+) -> Claim:
     return Claim(
         name=f"after-kernel-wins-{name}",
         statement=f"{description}: the after-kernel matches the trained network, better than "
@@ -68,8 +70,8 @@ def _wins(name: str, description: str, requests: Requests, rivals: Sequence[str]
         statistics=scored("after", rivals),
         windows={"skill": Window(low=0.5, gap=0.5), **{_over(rival): Window(low=0.0, gap=1.2) for rival in rivals}},
         controls=[Control("the labels as predictor", scored("labels", rivals))],
-        power="Seeds scatter by .06 in skill, by .2 to .4 in log ratios: a skill of 0 or a ratio of -1 is refuted.",
-        seeds=12,
+        power="Seeds scatter by .06 in skill, by .2 to .5 in log ratios: a skill of 0 or a ratio of -1 is refuted.",
+        seeds=seeds,
         calibration=CALIBRATION,
     )
 
@@ -134,7 +136,8 @@ def _lazy(predictor: str) -> Callable[[Records], Statistics]:
 
 CLAIMS = [
     _wins("staircase", "Staircase, richness 3", STAIRCASE),
-    _wins("parity", "Parity of two, richness 3", cell("parity", 3.0, task_settings={"d": 16, "k": 2, "n_train": 64})),
+    _wins("parity", "Parity of two, richness 3", cell("parity", 3.0, task_settings={"d": 16, "k": 2, "n_train": 64}),
+          seeds=16),  # with 12, two of five redraws scattered too much for the gap
     _wins("single-index", "Single index, richness .3", SINGLE_INDEX),
     _wins("digits", "Digits, odd against even, richness 3", DIGITS, ("initial", "labels", "agop_laplace")),
     *(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Measurement, Records, Size, Statistics, Window
+from bench.claims.theory import REDRAWN
 from bench.studies.convolution import Convolution, convolution
 from bench.studies.parity import Monomials, monomials
 from bench.studies.study import Request
@@ -125,10 +126,10 @@ CLAIMS = [
         kind="calibrated",
         requests=_levels,
         statistics=_random,
-        windows={"test error": Window(low=1.0, gap=0.3), "accuracy": Window(0.45, 0.55, gap=0.08)},
+        windows={"test error": Window(low=1.0, gap=0.3), "accuracy": Window(0.38, 0.62, gap=0.08)},
         controls=[Control("a product of two bits as labels", _learnable)],
-        power="Seeds scatter by .09 in error and .03 in accuracy (eight seeds from 10,000 on, too few for these gaps).",
-        calibration=CALIBRATED,
+        power="Seeds scatter by .07 about 1.30 in error and by .03 about .50 in accuracy.",
+        calibration=f"{CALIBRATED} {REDRAWN}",
         seeds=32,
     ),
     Claim(
@@ -146,19 +147,19 @@ CLAIMS = [
     ),
     Claim(
         name="rich-kernel-aligns-on-held-out-points",
-        statement="A rich ReLU network (richness 1) with a linear target: alignment over chance grows by 15 % or "
+        statement="A rich ReLU network (richness 1) with a linear target: alignment over chance grows by 12 % or "
         "more, on held-out points.",
         source="Baratin et al. 2021; Atanasov, Bordelon & Pehlevan 2022",
         kind="calibrated",
         requests=_training(RICH, LAZY, RANDOM),
         statistics=_of(0, "held_out_over_chance"),
-        windows={"held_out_over_chance": Window(low=1.15, gap=0.2)},
+        windows={"held_out_over_chance": Window(low=1.12, gap=0.2)},
         controls=[
             Control("richness .01", _of(1, "held_out_over_chance")),
             Control("random labels", _of(2, "held_out_over_chance")),
         ],
-        power="Seeds scatter by .07.",
-        calibration=CALIBRATED,
+        power="Seeds scatter by .06 about 1.36.",
+        calibration=f"{CALIBRATED} {REDRAWN}",
         seeds=16,
     ),
     Claim(
@@ -182,12 +183,14 @@ CLAIMS = [
         kind="calibrated",
         requests=_training(SILENT, LOUD),
         statistics=_of(0, "silent"),
-        windows={"silent": Window(low=0.7, gap=0.15)},
+        windows={"silent": Window(low=0.7, gap=0.3)},
         controls=[Control("richness 1", _of(1, "silent"))],
-        power="Seeds scatter by .03 about .88, and by .07 about .38 at richness 1.",
+        power="Networks scatter by .03 about .88, but for one in thirteen, whose alignment grows in two stages and is "
+        "half way at .2 to .4: by .15 about .84 in all; at richness 1 by .07 about .38.",
         calibration="Threshold of the theory notes (more than 70 % of the loss); seeds 200 to 215 gave the scatter and "
-        "that steps of .1 lower it by .02, which .02 does not; 28 November 2026.",
-        seeds=8,
+        "that steps of .1 lower it by .02, which .02 does not; 28 November 2026. "
+        "Eight seeds were too few in two of five redraws (10,000 to 14,999).",
+        seeds=16,
     ),
     Claim(
         name="alignment-always-grows-in-training",
