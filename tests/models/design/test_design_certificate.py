@@ -217,7 +217,9 @@ def test_command(tmp_path, capsys) -> None:
         ["target=relu:4", "knots=9"],
         ["target=1", "radius=big"],
         ["target=1,-1"],
-        ["target=relu:21"],
+        ["target=relu:101"],
+        ["target=erf:" + "9" * 5000],
+        ["target=1e300,1e300"],
     ],
 )
 def test_command_says_what_is_wrong(arguments, tmp_path, capsys) -> None:
@@ -226,6 +228,17 @@ def test_command_says_what_is_wrong(arguments, tmp_path, capsys) -> None:
     assert error.startswith("widebench: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_each_design_has_files_of_its_own(tmp_path) -> None:
+    many = ",".join(["0.0123456789"] * 30)  # 389 characters: no name of a file
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the picture's layout fits
+        for more in ([], ["radius=2"], ["kind=nngp"]):
+            assert main(["target=0.5,0.5", *more, f"out={tmp_path}"]) == 0
+        for target in (many, many + ",0.1"):
+            assert main([f"target={target}", f"out={tmp_path}"]) == 0
+    assert len(list(tmp_path.glob("*.pt"))) == 5
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys, monkeypatch) -> None:
