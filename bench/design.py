@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bench import store
 from bench.arguments import settings
 from bench.report.figures import STYLE, new_figure
 from models.design import Design, design
@@ -26,8 +27,8 @@ USE = (
 )
 DEFAULTS = {"target": "", "kind": "ntk", "basis": "auto", "knots": "auto", "radius": "1.0", "out": "designs"}
 DPI = 150
-DEEPEST = 20
-"""Hidden layers of relu:L: the kernels of deeper ones are flat but for the diagonal, and no design comes near."""
+LONGEST = 60
+"""Characters of coefficients that a file's name may hold; longer lists go by a hash."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         for caution in cautions:
             if issubclass(caution.category, UserWarning):
                 print(f"warning: {str(caution.message).removeprefix('design: ')}")
-        files = _save(made, chosen["target"], Path(chosen["out"]))
+        files = _save(made, chosen, Path(chosen["out"]))
     except (ValueError, OSError) as error:
         print(f"widebench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -68,9 +69,6 @@ def _settings(arguments: Sequence[str]) -> dict[str, str]:
 def _target(text: str) -> str | list[float]:
     """A name, or coefficients separated by commas."""
     if ":" in text:
-        name, _, depth = text.partition(":")
-        if name == "relu" and depth.isdecimal() and int(depth) > DEEPEST:
-            raise ValueError(f"target={text}: L in relu:L must be a whole number from 1 to {DEEPEST}.")
         return text
     try:
         return [float(part) for part in text.split(",")]
@@ -92,9 +90,21 @@ def _check_out(out: Path) -> None:
         raise ValueError(f"out={out} cannot be written: name another folder.")
 
 
-def _save(made: Design, name: str, out: Path) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    stem = f"{name.replace(':', '').replace(',', '_')}-{made.kind}"
+def _stem(chosen: dict[str, str]) -> str:
+    """The target, the kind and what else is not by default, so that no design takes the place of another."""
+    name = chosen["target"].replace(":", "").replace(",", "_").replace(" ", "")
+    if len(name) > LONGEST:
+        name = f"coefficients-{store.settings_hash(chosen['target'])}"
+    more = [f"-{key}{chosen[key]}" for key in ("basis", "knots", "radius") if chosen[key] != DEFAULTS[key]]
+    return f"{name}-{chosen['kind']}{''.join(more)}"
+
+
+def _save(made: Design, chosen: dict[str, str], out: Path) -> list[Path]:
+    name, stem = chosen["target"], _stem(chosen)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={out} cannot be written ({error.strerror}): name another folder.") from error
     picture, module, text = (out / f"{stem}.{end}" for end in ("png", "pt", "txt"))
     _draw(made, name, picture)
     with warnings.catch_warnings():  # deprecated, but the one format that takes inputs of any number of axes
@@ -118,7 +128,7 @@ def _draw(made: Design, name: str, file: Path) -> None:
         c = torch.cos(theta)
         circle = made.radius * math.sqrt(2) * torch.stack([c, torch.sin(theta)], 1)
         realised, target = made.kernel(circle[:1], circle)[0], made.target.kernel(c)
-        middle.plot(c, target, color="#111111", label=f"target {name}")
+        middle.plot(c, target, color="#111111", label=f"target {name}" if len(name) <= LONGEST else "target")
         middle.plot(c, realised, color="#d55e00", linestyle="--", label="design")
         middle.set(title=made.kind.upper(), xlabel="cosine between inputs")
         middle.legend(frameon=False)

@@ -27,8 +27,10 @@ from bench.compare.predictions import limit_of
 from bench.ntk import empirical_ntk
 from bench.predict import JITTER, KernelPredictor
 from bench.theory.finite_population import finite_population
-from bench.theory.sample import sample_spectrum
+from bench.theory.inputs import float64
+from bench.theory.sample import SampleSpectrum, sample_spectrum
 from bench.trained import Trained
+from models.checks import check_std
 from models.limits import InfiniteWidth
 
 EDGES = (0.0, 0.01, 0.1, 0.3, 1.0)
@@ -148,32 +150,37 @@ def diagnose(
         ridge: of the regressions, on the Gram matrix.
 
     Raises:
-        ValueError: shapes that do not fit, n out of range, or a matrix that is no kernel.
+        ValueError: what is no finite array of numbers, shapes that do not fit, n or ridge out of range, y the same at
+            all points, or a matrix that is no kernel.
     """
-    inputs = torch.as_tensor(x).detach()
-    labels = _columns(y)
+    inputs = x.detach() if isinstance(x, Tensor) else float64("x", x)
+    labels = _columns("y", y)
     points = len(labels)
     if len(inputs) != points or points < LEAST:
         raise ValueError(f"x and y must have as many rows, at least {LEAST}, not {len(inputs)} and {points}.")
     count = points // 2 if n is None else n
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count < points:
         raise ValueError(f"n must be a whole number from 1 to {points - 1} (one less than the points), not {n!r}.")
+    if not 0 < float((labels - labels.mean(0)).square().sum()) < math.inf:
+        raise ValueError("y must differ between points (and have squares that are numbers): else nothing is aligned.")
+    check_std("ridge", ridge)
     if network is None and isinstance(kernel_or_network, nn.Module):
         network = kernel_or_network
     gram = _gram(kernel_or_network, inputs, points)
     labels = labels.to(gram)
+    spectrum = sample_spectrum(gram)  # refuses what is no kernel
     outputs = None if network is None else _outputs(network, inputs, labels)
     expected, power = chance(gram, labels), cumulative_power(gram, labels)
     found = alignment(gram, labels)
     by_regression = KernelPredictor(gram[:count, :count], ridge).fit(labels[:count]).predict(gram[count:, :count])
     others = [by_regression] + ([] if outputs is None else [outputs[count:]])
-    bands, predicted = _bands(gram, labels, count, ridge, others)
+    bands, predicted = _bands(spectrum, labels, count, ridge, others)
     return Diagnosis(
         points=points,
         n=count,
         alignment=found,
         chance=expected.mean,
-        z=(found - expected.mean) / expected.deviation,
+        z=expected.z(found),
         power_tenth=power_at(power, 0.1),
         power_area=area(power),
         leave_one_out=_leave_one_out(gram, labels, ridge),
@@ -222,10 +229,12 @@ def _gram(kernel: Any, x: Tensor, points: int) -> Tensor:
     elif isinstance(kernel, InfiniteWidth):
         gram = kernel(x.double()).ntk
     else:
-        gram = torch.as_tensor(kernel(x) if callable(kernel) else kernel)
-    gram = gram.detach().double()
+        gram = float64("The kernel", kernel(x) if callable(kernel) and not isinstance(kernel, type) else kernel)
+    gram = gram.detach()
     if gram.shape != (points, points):
         raise ValueError(f"The kernel must be [{points}, {points}], as many as the rows of x, not {[*gram.shape]}.")
+    if not 0 < float(gram.square().sum()) < math.inf:
+        raise ValueError("The kernel must not be 0 everywhere, nor so small or large that its squares are no numbers.")
     return gram
 
 
@@ -233,49 +242,51 @@ def _outputs(network: Any, x: Tensor, y: Tensor) -> Tensor:
     if isinstance(network, nn.Module):
         with torch.no_grad():
             network = network(_inputs_of(network, x))
-    outputs = _columns(network).to(y)
+    outputs = _columns("The network's outputs", network).to(y)
     if outputs.shape != y.shape:
         raise ValueError(f"The network's outputs must be those of y, {[*y.shape]}, not {[*outputs.shape]}.")
     return outputs
 
 
 def _inputs_of(network: nn.Module, x: Tensor) -> Tensor:
-    parameter = next(network.parameters())
+    parameter = next(network.parameters(), None)
+    if parameter is None:
+        raise ValueError("The network must have parameters.")
     return x.to(parameter)
 
 
-def _columns(values: Any) -> Tensor:
-    tensor = torch.as_tensor(values).detach().double()
-    if tensor.ndim not in (1, 2) or tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
-        raise ValueError(f"y must be finite numbers [M] or [M, c], not {[*tensor.shape]}.")
+def _columns(name: str, values: Any) -> Tensor:
+    tensor = float64(name, values).detach()
+    if tensor.ndim not in (1, 2) or tensor.numel() == 0:
+        raise ValueError(f"{name} must be [M] or [M, c], not {[*tensor.shape]}.")
     return tensor[:, None] if tensor.ndim == 1 else tensor
 
 
 def _bands(
-    gram: Tensor, y: Tensor, n: int, ridge: float, predictions: Sequence[Tensor]
+    spectrum: SampleSpectrum, y: Tensor, n: int, ridge: float, predictions: Sequence[Tensor]
 ) -> tuple[tuple[Band, ...], float]:
     """The bands, and the predicted test error; ``predictions`` [M - n, c] of regression, and of a network if there is.
 
     Of mode i, training on n of M points leaves U_i of its coefficient over all M, of which the trained points hold
     nothing (but for a ridge, which is counted apart): U_i M / (M - n) of it over the others.
     """
-    spectrum = sample_spectrum(gram)
+    points = len(y)
     coefficients = spectrum.coefficients(y).T  # [modes, c]
     power = coefficients.square().sum(1)
     theory = finite_population(spectrum.eigenvalues, power, n, ridge)
-    scale = len(gram) / (len(gram) - n)
+    scale = points / (points - n)
     right = [(1 - scale * theory.unreached) * power]
     for prediction in predictions:
         left = torch.cat([torch.zeros_like(y[:n]), y[n:] - prediction])
         right.append(power - scale * (coefficients * spectrum.coefficients(left).T).sum(1))
-    edges = [round(edge * len(gram)) for edge in EDGES]
+    edges = [round(edge * points) for edge in EDGES]
     bands = []
     for low, high in itertools.pairwise(edges):
         some = slice(low, high)
         there = float(power[some].sum())
         shares = [float(learnt[some].sum()) / there if there > 0 else math.nan for learnt in right]
         trace = float(spectrum.eigenvalues[some].sum() / spectrum.eigenvalues.sum())
-        bands.append(Band(low / len(gram), high / len(gram), trace, there / float(power.sum()), shares[0], shares[1],
+        bands.append(Band(low / points, high / points, trace, there / float(power.sum()), shares[0], shares[1],
                           shares[2] if len(shares) > 2 else math.nan))  # fmt: skip
     return tuple(bands), float(theory.test_mse / power.sum())
 
@@ -329,13 +340,13 @@ def main(arguments: Sequence[str]) -> int:
                 f"{planned[0].config.name} is a study; bench.diagnose takes a cell: name a task and a model."
             )
         cell = build(planned[0].config)
+        folder = Path(planned[0].config.runs) / cell.name
+        with store.lock(folder):
+            trained = study.train(cell, folder / "trained", lambda share: None)
+        columns = of_member(trained, 0)
     except (PlanError, ValueError) as error:
         print(f"widebench: {error}", file=sys.stderr)
         return 2
-    folder = Path(planned[0].config.runs) / cell.name
-    with store.lock(folder):
-        trained = study.train(cell, folder / "trained", lambda share: None)
-    columns = of_member(trained, 0)
     print(f"{cell.name}: the network is {trained.members[0].name}, which is {trained.status[0]}.")
     print(table(columns))
     for name, diagnosis in columns.items():

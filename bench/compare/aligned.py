@@ -140,7 +140,7 @@ def _summary(name: str, kernel: Tensor | None, y: Tensor) -> dict[str, float]:
     return {
         name: value,
         f"{name}/over_chance": value / expected.mean,
-        f"{name}/z": (value - expected.mean) / expected.deviation,
+        f"{name}/z": expected.z(value),
         f"{name}/power_tenth": power_at(power, TENTH),
         f"{name}/power_area": area(power),
     }

@@ -3,6 +3,7 @@
 K is a Gram matrix [n, n] and y [n, c] the target at the same points; both are centred (``K_c = H K H``, ``y_c = H y``
 with ``H = 1 - 11'/n``), but in ``raw_alignment``; sums are in float64. Alignment is set by the largest eigenvalues, and
 on the points trained on it grows for random labels, too: compare it with its chance level, on held-out data.
+All raise ValueError for shapes that do not fit, and are nan for a target, or a kernel, that is the same everywhere.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ class Moments(NamedTuple):
     mean: float
     deviation: float
 
+    def z(self, value: float) -> float:
+        """How many standard deviations a value lies above the mean; 0 where every permutation gives the mean."""
+        return 0.0 if self.deviation == 0 else (value - self.mean) / self.deviation
+
 
 def alignment(kernel: Tensor, y: Tensor) -> float:
     """Centred kernel-target alignment, ``<K_c, y_c y_c'> / (|K_c| |y_c y_c'|)`` (Cortes et al. 2012)."""
-    return _cosine(_centred(kernel), _target(y))
+    kernel, y = _centred(kernel, y)
+    return _cosine(kernel, y @ y.T)
 
 
 def raw_alignment(kernel: Tensor, y: Tensor) -> float:
     """The same without centring (Cristianini et al. 2001): nearly 1 for any kernel where one class is rare."""
-    y = _columns(y)
-    return _cosine(kernel.double(), y @ y.T)
+    kernel, y = _columns(kernel, y)
+    return _cosine(kernel, y @ y.T)
 
 
 def chance(kernel: Tensor, y: Tensor) -> Moments:
@@ -45,7 +51,8 @@ def chance(kernel: Tensor, y: Tensor) -> Moments:
     n = len(kernel)
     if n < LEAST:
         raise ValueError(f"A chance level needs at least {LEAST} points, not {n}.")
-    one, two = _centred(kernel), _target(y)
+    one, y = _centred(kernel, y)
+    two = y @ y.T
     traces, squares, diagonals = [], [], []
     for matrix in (one, two):
         trace, square = matrix.trace(), matrix.square().sum()
@@ -61,8 +68,7 @@ def chance(kernel: Tensor, y: Tensor) -> Moments:
 
 def permutation_z(kernel: Tensor, y: Tensor) -> float:
     """How many standard deviations the alignment lies above that of permuted labels (``chance``)."""
-    expected = chance(kernel, y)
-    return (alignment(kernel, y) - expected.mean) / expected.deviation
+    return chance(kernel, y).z(alignment(kernel, y))
 
 
 def cumulative_power(kernel: Tensor, y: Tensor) -> Tensor:
@@ -70,15 +76,20 @@ def cumulative_power(kernel: Tensor, y: Tensor) -> Tensor:
 
     Canatar, Bordelon and Pehlevan 2021. C is rho itself where kernel and target have nothing to do with each other.
     """
-    y = _columns(y)
-    y = y - y.mean(0)
-    vectors = torch.linalg.eigh(_centred(kernel)).eigenvectors.flip(1)
+    kernel, y = _centred(kernel, y)
+    vectors = torch.linalg.eigh(kernel).eigenvectors.flip(1)
     power = (vectors.T @ y).square().sum(1).cumsum(0)
     return power / power[-1]
 
 
 def power_at(power: Tensor, rho: float) -> float:
-    """C(rho) of ``cumulative_power``'s result, between its entries by linear interpolation; C(0) = 0."""
+    """C(rho) of ``cumulative_power``'s result, between its entries by linear interpolation; C(0) = 0.
+
+    Raises:
+        ValueError: a share rho that is not from 0 to 1.
+    """
+    if not 0 <= rho <= 1:
+        raise ValueError(f"rho must be a share of the modes from 0 to 1, not {rho!r}.")
     padded = torch.cat([power.new_zeros(1), power])
     position = rho * len(power)
     low = min(int(position), len(power) - 1)
@@ -95,16 +106,13 @@ def _cosine(one: Tensor, two: Tensor) -> float:
     return float((one * two).sum() / (one.norm() * two.norm()))
 
 
-def _centred(kernel: Tensor) -> Tensor:
-    kernel = kernel.double()
-    return kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
+def _centred(kernel: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    kernel, y = _columns(kernel, y)
+    return kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean(), y - y.mean(0)
 
 
-def _target(y: Tensor) -> Tensor:
-    y = _columns(y)
-    y = y - y.mean(0)
-    return y @ y.T
-
-
-def _columns(y: Tensor) -> Tensor:
-    return (y[:, None] if y.ndim == 1 else y).double()
+def _columns(kernel: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, n] and [n, c], float64."""
+    if kernel.ndim != 2 or y.ndim not in (1, 2) or not kernel.shape[0] == kernel.shape[1] == len(y):
+        raise ValueError(f"kernel must be [n, n] and y [n] or [n, c], not {[*kernel.shape]} and {[*y.shape]}.")
+    return kernel.double(), (y[:, None] if y.ndim == 1 else y).double()

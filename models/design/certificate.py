@@ -19,6 +19,8 @@ RING = torch.arange(-8.0, 9.0, 2.0, dtype=torch.float64)  # deviations of v arou
 ANGLES = 33  # at which the variance is tabulated; between them linear interpolation is within .4 % of the largest
 SHARE = 0.1  # of the variance that neurons too rare to be met may carry
 HEAVY = 4096  # a trusted width beyond which a design is called heavy-tailed
+ROUNDING = 1e-5  # of cosines of inputs in single precision
+LEAST = 1e-9  # tolerance
 SPREAD = 0.02  # of the norms, relative, beyond which data count as off the sphere
 
 
@@ -35,10 +37,12 @@ class Certificate:
     """A design's promises; all errors are relative to the target's K(1).
 
     error: largest |K - target| over c in [-1, 1], and where: the realised kernel is exact, the maximum is read off
-        2001 angles.
+        2001 angles, and 202 more within .001 of 0 and pi, where kernels of deep networks have spikes.
     tail: sum of the target's Taylor coefficients left out, over K(1), which is then exactly the error; None for
         designs that truncate nothing.
     kurtosis: of one neuron's share of K(1).
+        Of polynomials with weight on orders above 27 the quadrature misses part of both the variance and this: what
+        it finds, 10^24 and more, says no more than that.
     trusted_width: neurons whose pre-activation is rarer than one in this many carry a tenth of the variance of K(1).
         A narrower network seldom has one, so it scatters less than the certificate says, and now and then far more.
 
@@ -60,7 +64,10 @@ class Certificate:
     def standard_deviation(self, width: int, c: Tensor | float = 1.0) -> Tensor:
         """Of entries of the kernel of one random network with `width` hidden units, at cosines c, over K(1)."""
         check_count("width", width)
-        cosines = torch.as_tensor(c, dtype=torch.float64).clamp(-1, 1)
+        cosines = torch.as_tensor(c, dtype=torch.float64)
+        if not bool((cosines.abs() <= 1 + ROUNDING).all()):
+            raise ValueError("c must be cosines, from -1 to 1.")
+        cosines = cosines.clamp(-1, 1)
         position = torch.arccos(cosines) * ((len(self.angles) - 1) / math.pi)
         low = position.floor().clamp(0, len(self.angles) - 2)
         share = position - low
@@ -75,8 +82,8 @@ class Certificate:
 
     def width_for(self, tolerance: float) -> int:
         """The least width whose kernel entries have a standard deviation of at most `tolerance` K(1) at every c."""
-        if not tolerance > 0:
-            raise ValueError(f"tolerance must be positive, not {tolerance!r}.")
+        if not isinstance(tolerance, int | float) or not LEAST <= tolerance < math.inf:
+            raise ValueError(f"tolerance must be positive: a number of at least {LEAST:g}, not {tolerance!r}.")
         return max(1, math.ceil(float(self.variances.max()) / tolerance**2 * (1 - 1e-12)))
 
     def __str__(self) -> str:

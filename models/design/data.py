@@ -11,6 +11,15 @@ START_RIDGE = 1e-2  # relative to K(1) = 1
 LEAST_RIDGE = 1e-6
 
 
+def check_inputs(name: str, x: object) -> None:
+    """ValueError unless x is a finite float tensor [n, ...], n at least 1."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
+        found = f"{x.dtype} {[*x.shape]}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a float tensor [n, ...] with n >= 1, not {found}.")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name} must be finite, but holds NaN or infinity.")
+
+
 def check_data(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs as [n, d] and targets as [n, c], float64; ValueError for anything else."""
     for name, t in (("X", x), ("y", y)):
@@ -21,6 +30,8 @@ def check_data(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"target (X, y): X must be [n, ...] and y [n] or [n, c], n >= 3, not {[*x.shape]}, {[*y.shape]}."
         )
     x, y = x.flatten(1).double(), y.reshape(len(y), -1).double()
+    if not bool((y != 0).any()):
+        raise ValueError("target (X, y): y is 0 everywhere: any kernel predicts it.")
     if bool((x.norm(dim=1) == 0).any()):
         raise ValueError("target (X, y): X holds an input of norm 0, which is on no sphere.")
     return x, y

@@ -23,6 +23,8 @@ from models.limits import Kernels, NoInfiniteWidthLimit, rule
 KINDS = ("ntk", "nngp")
 TINY = 1e-30  # least standard deviation: a smaller one is taken as this
 ROUNDING = 1e-12  # a negative coefficient of this size, relative to K(1), is taken as 0
+HIGHEST = 100  # order of a coefficient: the work grows as its square
+RADII = (1e-9, 1e9)  # far from where squares of the inputs are 0, below TINY, or infinite in single precision
 
 
 class Hermite(nn.Module):
@@ -76,6 +78,8 @@ def check_coefficients(coefficients: Sequence[float]) -> list[float]:
     a = [float(a_k) for a_k in coefficients]
     if not a or not all(math.isfinite(a_k) for a_k in a) or not any(a):
         raise ValueError(f"target must be a list of finite Taylor coefficients, not all 0, not {a}.")
+    if len(a) > HIGHEST + 1:
+        raise ValueError(f"target must be Taylor coefficients of order {HIGHEST} at most, not {len(a) - 1}.")
     floor = -ROUNDING * sum(abs(a_k) for a_k in a)
     for order, a_k in enumerate(a):
         if a_k < floor:
@@ -87,8 +91,9 @@ def check_coefficients(coefficients: Sequence[float]) -> list[float]:
 
 
 def check_radius(radius: float) -> None:
-    if not isinstance(radius, int | float) or not math.isfinite(radius) or radius <= 0:
-        raise ValueError(f"radius must be a positive number, not {radius!r}.")
+    low, high = RADII
+    if not isinstance(radius, int | float) or isinstance(radius, bool) or not low <= radius <= high:
+        raise ValueError(f"radius must be a positive number from {low:g} to {high:g}, not {radius!r}.")
 
 
 @rule(Hermite, role="activation")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.checks import check_choice, check_count
 from models.design.certificate import ANGLES, SPREAD, Certificate, Norms, tails, variances
-from models.design.data import check_data, coefficients_for
+from models.design.data import check_data, check_inputs, coefficients_for
 from models.design.erf_units import ErfUnits, fit_erf_units
 from models.design.fit import FINE, GOOD, MOST, fit_piecewise
 from models.design.hermite import KINDS, Hermite, check_radius, hermite_activation
@@ -26,6 +26,7 @@ from models.limits import InfiniteWidth, infinite_width
 
 BASES = ("auto", "hermite", "piecewise_linear", "erf_units")
 Activation = Hermite | PiecewiseLinear | ErfUnits
+NEAR = 101  # angles next to 0 and to pi, beside the even grid, at which the largest error is looked for
 ORDER = 6  # to which names and callables are truncated in the Hermite basis: higher orders have heavy tails
 
 
@@ -48,7 +49,8 @@ class Design:
     def kernel(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
         """[n1, n2]: the infinite-width kernel, in the dtype of x1 [n1, ...], x2 [n2, ...] (None: x1 with itself).
 
-        Exact for any norms; a function of the cosine alone for |x|^2 = radius^2 d.
+        Exact for any norms; a function of the cosine alone for |x|^2 = radius^2 d. Raises ValueError for anything but
+        finite float tensors of one sample shape.
         """
         return _kernel(self.activation, self.kind, x1, x2)
 
@@ -124,6 +126,8 @@ def _target(target: Any, kind: str, radius: float) -> tuple[Target, Tensor | Non
     if callable(target) and not isinstance(target, nn.Module):
         return from_callable(target), None
     try:
+        if isinstance(target, Mapping | Set):
+            raise TypeError("no order")
         coefficients = [float(a) for a in target]
     except (TypeError, ValueError):
         raise ValueError(
@@ -134,7 +138,8 @@ def _target(target: Any, kind: str, radius: float) -> tuple[Target, Tensor | Non
 
 
 def _certificate(activation: Activation, target: Target, kind: str, radius: float, tail: float | None) -> Certificate:
-    theta = torch.linspace(0, math.pi, FINE, dtype=torch.float64)
+    near = torch.logspace(-7, -3, NEAR, dtype=torch.float64)  # below, cosines in float64 are 1
+    theta = torch.cat([torch.linspace(0, math.pi, FINE, dtype=torch.float64), near, math.pi - near])
     circle = radius * math.sqrt(2) * torch.stack([torch.cos(theta), torch.sin(theta)], 1)
     realised = _kernel(activation, kind, circle[:1], circle)[0]
     realised[0] = _kernel(activation, kind, circle[:1], None)[0, 0]
@@ -167,16 +172,21 @@ def _network(activation: nn.Module, d: int, width: int, out: int) -> nn.Sequenti
 
 
 def _kernel(activation: nn.Module, kind: str, x1: Tensor, x2: Tensor | None) -> Tensor:
+    for name, x in {"x1": x1, "x2": x1 if x2 is None else x2}.items():
+        check_inputs(name, x)
     limit = infinite_width(_network(activation, math.prod(x1.shape[1:]), 1, 1))
     found = limit(x1.double(), None if x2 is None else x2.double())
     return (found.ntk if kind == "ntk" else found.nngp).to(x1.dtype)
 
 
 def _norms(activation: nn.Module, kind: str, radius: float, at_one: float, x: Tensor) -> Norms:
+    check_inputs("x", x)
     x = x.flatten(1).double()
     norm = x.norm(dim=1)
+    if bool((norm == 0).any()):
+        raise ValueError("x holds an input of norm 0, which is on no sphere.")
     sphere = radius * math.sqrt(x.shape[1])
-    on = x * (sphere / norm.clamp_min(1e-300))[:, None]
+    on = x * (sphere / norm)[:, None]
     difference = _kernel(activation, kind, x, None) - _kernel(activation, kind, on, None)
     spread = float(norm.std(correction=0) / norm.mean())
     return Norms(spread, float(norm.mean() / sphere - 1), float(difference.abs().max()) / at_one)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checks import check_count, unknown
+from models.checks import unknown
 from models.design.hermite import check_coefficients
 from models.design.series import deep_taylor
 from models.limits import InfiniteWidth, infinite_width
@@ -20,10 +19,12 @@ from models.mlp import mlp
 
 NAMES = ("relu", "erf")
 W_STD, B_STD = 2**0.5, 0.1  # of the named networks; read-out 1, without bias
+DEEPEST = 100  # hidden layers of a named network
 ORDERS = 10  # Taylor coefficients read off a callable
 POINTS = 28  # Chebyshev points on [-1/2, 1/2] for these: singularities at +-1 give an error of 3.7^-28
 HARMONICS = 64  # harmonics of a callable looked at on the circle
 NOISE = 1e-9  # of K(1): a callable's own rounding
+SIZES = (1e-100, 1e100)  # of K(1): the certificate squares it
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,13 @@ class Target:
 
     @cached_property
     def at_one(self) -> float:
-        return float(self.kernel(torch.ones(1, dtype=torch.float64))[0])
+        """K(1); ValueError where it is not positive, or too small or large for its square."""
+        value, (low, high) = float(self.kernel(torch.ones(1, dtype=torch.float64))[0]), SIZES
+        if not value > 0:
+            raise ValueError(f"target must have K(1) > 0, not {value:g}.")
+        if not low <= value <= high:
+            raise ValueError(f"target must have K(1) from {low:g} to {high:g}, not {value:g}: scale it.")
+        return value
 
 
 def from_coefficients(coefficients: list[float]) -> Target:
@@ -55,13 +62,14 @@ def from_coefficients(coefficients: list[float]) -> Target:
 
 def from_name(name: str, kind: str) -> Target:
     """ "relu:L" or "erf:L": L hidden layers, w_std^2 = 2, b_std = .1, read-out 1 without bias, on |x|^2 = d."""
-    match = re.fullmatch(r"([^:]+):(\d+)", name)
-    if match is None:
+    activation, colon, layers = name.partition(":")
+    if not colon or not layers.isdecimal():
         raise ValueError(f"target {name!r} must be 'relu:L' or 'erf:L' with L hidden layers, as in 'relu:4'.")
-    activation, depth = match[1], int(match[2])
     if activation not in NAMES:
         raise unknown("activation of a named target", activation, NAMES)
-    check_count("hidden layers of the target", depth)
+    if len(layers) > len(str(DEEPEST)) or not 1 <= int(layers) <= DEEPEST:
+        raise ValueError(f"target {name[:20]!r}: the hidden layers must be a whole number from 1 to {DEEPEST}.")
+    depth = int(layers)
     limit = infinite_width(mlp(2, 1, depth, 1, activation, w_std=W_STD, b_std=B_STD))
     return Target(
         name,
@@ -98,8 +106,6 @@ def from_callable(kernel: Callable[[Tensor], Tensor], name: str = "callable") ->
 
     target = Target(name, checked, lambda order: _taylor(checked, order)[0])
     at_one = target.at_one
-    if at_one <= 0:
-        raise ValueError(f"target must have K(1) > 0, not {at_one:g}.")
     for order, (a, noise) in enumerate(zip(*_taylor(checked, ORDERS), strict=True)):
         if a < -noise - NOISE * at_one:
             raise _not_realisable(f"Taylor coefficient {a:.3g} at order {order}")

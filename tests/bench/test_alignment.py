@@ -106,6 +106,25 @@ def test_too_few_points_have_no_chance_level():
         chance(torch.eye(3), torch.ones(3, 1))
 
 
+def test_a_kernel_that_tells_no_points_apart_is_at_chance():
+    """All permutations of the labels align alike with the unit matrix: the deviation is 0, or rounding."""
+    for n in (8, 12, 13):
+        y = torch.sign(torch.arange(n) - 2.5)
+        assert abs(permutation_z(torch.eye(n), y)) < 1e-6  # rounding, 1e-16, over its root
+        assert np.isnan(permutation_z(torch.eye(n), torch.ones(n)))
+
+
+def test_shapes_and_shares_that_do_not_fit_are_refused():
+    K, y = kernel_and_labels(12, 2)
+    for measure in (alignment, raw_alignment, chance, permutation_z, cumulative_power):
+        for wrong in ((K, y[:5]), (K[:, :5], y), (K, y[None])):
+            with pytest.raises(ValueError, match=r"kernel must be \[n, n\] and y"):
+                measure(*wrong)
+    for share in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match="rho must be a share"):
+            power_at(cumulative_power(K, y), share)
+
+
 @pytest.fixture(scope="module")
 def trained():
     tasks = [staircase(d=8, n_train=24, n_test=40, seed=seed_of("data", i)) for i in range(2)]

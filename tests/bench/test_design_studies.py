@@ -225,7 +225,7 @@ def test_certificates_are_judged_by_the_noise_of_their_networks() -> None:
     assert share is not None
     assert share.value == pytest.approx(np.mean((ratio >= 0.8) & (ratio <= 1.25)))
     assert record.arrays["single"].std() > ratio.std()  # one network scatters more than eight
-    with pytest.raises(ValueError, match="hidden layers of the target"):
+    with pytest.raises(ValueError, match="hidden layers must be"):
         certificates(Certificates(targets=("erf:0",)))
 
 

@@ -126,7 +126,20 @@ def test_shuffled_labels_are_said_to_be_at_chance(task):
         ({"x": torch.ones(3, 6)}, "as many rows"),
         ({"kernel_or_network": torch.eye(5)}, r"kernel must be \[64, 64\]"),
         ({"network": torch.ones(64, 2)}, "outputs must be those of y"),
-        ({"y": torch.full((64,), torch.nan)}, "finite"),
+        ({"y": torch.full((64,), torch.nan)}, "y must be finite"),
+        ({"y": torch.ones(64, 2)}, "y must differ between points"),
+        ({"y": 1e-200 * torch.arange(64).double()}, "y must differ between points"),
+        ({"y": ["a"] * 64}, "y must be a number or an array of numbers, not list"),
+        ({"x": "abc"}, "x must be a number or an array of numbers, not str"),
+        ({"network": torch.full((64, 1), torch.nan)}, "The network's outputs must be finite"),
+        ({"kernel_or_network": torch.full((64, 64), torch.nan)}, "The kernel must be finite"),
+        ({"kernel_or_network": torch.zeros(64, 64)}, "The kernel must not be 0 everywhere"),
+        ({"kernel_or_network": torch.eye(64) + torch.ones(64, 64).triu()}, "kernel must be symmetric"),
+        ({"kernel_or_network": -torch.eye(64)}, "kernel must be positive semidefinite"),
+        ({"kernel_or_network": "relu:4"}, "The kernel must be a number or an array of numbers, not str"),
+        ({"kernel_or_network": torch.nn.Sequential(torch.nn.Flatten())}, "The network must have parameters"),
+        ({"ridge": -1.0}, "ridge must be a finite number of at least 0"),
+        ({"ridge": "much"}, "ridge must be a finite number of at least 0"),
     ],
 )
 def test_refusals(task, change, sentence):
@@ -146,6 +159,8 @@ def test_command(tmp_path, capsys):
     assert "tasks must be all" in capsys.readouterr().err
     assert main(["task=stairs", *settings]) == 2
     assert capsys.readouterr().err.startswith("widebench: Unknown task 'stairs'")
+    assert main(["task=staircase", *settings[:1], "task.n_train=1", "task.n_test=2", *settings[3:]]) == 2
+    assert capsys.readouterr().err == "widebench: x and y must have as many rows, at least 4, not 3 and 3.\n"
 
 
 @pytest.mark.slow

@@ -128,8 +128,12 @@ def test_width_for(mimic) -> None:
         c = torch.linspace(-1, 1, 201, dtype=torch.float64)
         assert mimic.certificate.standard_deviation(width, c).max() <= tolerance * (1 + 1e-12)
         assert mimic.certificate.standard_deviation(width - 1, c).max() > tolerance
-    with pytest.raises(ValueError, match="tolerance must be positive"):
-        mimic.width_for(0.0)
+    for wrong in (0.0, -0.1, math.nan, math.inf, 1e-200, "small", None):
+        with pytest.raises(ValueError, match="tolerance must be positive"):
+            mimic.width_for(wrong)
+    for wrong in (1.1, math.nan, [0.5, -2.0]):
+        with pytest.raises(ValueError, match="c must be cosines"):
+            mimic.certificate.standard_deviation(1024, wrong)
 
 
 def test_norms(mimic) -> None:
@@ -144,6 +148,32 @@ def test_norms(mimic) -> None:
     difference = (mimic.kernel(1.1 * x) - mimic.kernel(x)).abs().max() / mimic.certificate.at_one
     assert off.error == pytest.approx(float(difference), rel=1e-6)
     assert 0.02 < off.error < 0.5
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (torch.ones(3, 8, dtype=torch.int64), r"must be a float tensor .*, not torch.int64 \[3, 8\]"),
+        (torch.ones(8), "must be a float tensor"),
+        (torch.ones(0, 8), "must be a float tensor"),
+        (np.ones((3, 8)), "must be a float tensor .* not ndarray"),
+        (torch.full((3, 8), math.nan), "must be finite"),
+    ],
+)
+def test_inputs_are_float_tensors(x, sentence) -> None:
+    made = design([0.1, 0.5, 0.3])
+    for use in (made.kernel, made.certificate.norms, lambda wrong: made.kernel(torch.ones(2, 8), wrong)):
+        with pytest.raises(ValueError, match=sentence):
+            use(x)
+    with pytest.raises(ValueError, match="norm 0"):
+        made.certificate.norms(torch.eye(3)[:, :2])
+
+
+def test_a_spike_between_the_angles_of_the_grid_is_an_error() -> None:
+    """The target jumps by 1/2 at c = 1, and a continuous kernel is somewhere off by half of a jump."""
+    with pytest.warns(UserWarning, match="heavy-tailed"):
+        made = design(lambda c: torch.where(c >= 1, 1.0, 0.5 * c), knots=2)
+    assert made.certificate.error >= 0.25
 
 
 def test_heavy_tails_are_said() -> None:
@@ -187,7 +217,9 @@ def test_command(tmp_path, capsys) -> None:
         ["target=relu:4", "knots=9"],
         ["target=1", "radius=big"],
         ["target=1,-1"],
-        ["target=relu:21"],
+        ["target=relu:101"],
+        ["target=erf:" + "9" * 5000],
+        ["target=1e300,1e300"],
     ],
 )
 def test_command_says_what_is_wrong(arguments, tmp_path, capsys) -> None:
@@ -196,6 +228,17 @@ def test_command_says_what_is_wrong(arguments, tmp_path, capsys) -> None:
     assert error.startswith("widebench: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_each_design_has_files_of_its_own(tmp_path) -> None:
+    many = ",".join(["0.0123456789"] * 30)  # 389 characters: no name of a file
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the picture's layout fits
+        for more in ([], ["radius=2"], ["kind=nngp"]):
+            assert main(["target=0.5,0.5", *more, f"out={tmp_path}"]) == 0
+        for target in (many, many + ",0.1"):
+            assert main([f"target={target}", f"out={tmp_path}"]) == 0
+    assert len(list(tmp_path.glob("*.pt"))) == 5
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys, monkeypatch) -> None:
