@@ -13,6 +13,8 @@ from bench.store import read_json, read_record
 from bench.studies.study import FOLDER
 
 _NOT_A_RUN = {"wandb", FOLDER}  # W&B keeps its own folder beside the runs, and studies have theirs
+_BEGUN = ("config.yaml", "record.json")
+"""One of them is in the folder of every run; networks alone were trained for something else, as by bench.diagnose."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def _folders(runs: Path) -> list[Path]:
         found = sorted(runs.iterdir())
     except OSError as error:
         raise ValueError(f"The folder {runs} cannot be read ({error.strerror}).") from error
-    return [folder for folder in found if folder.is_dir() and folder.name[0] != "." and folder.name not in _NOT_A_RUN]
+    folders = [folder for folder in found if folder.name[0] != "." and folder.name not in _NOT_A_RUN]
+    return [folder for folder in folders if any((folder / file).exists() for file in _BEGUN)]
 
 
 def _checked(record: Record) -> Record:

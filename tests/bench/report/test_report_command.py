@@ -113,7 +113,9 @@ def test_torn_files_are_sentences(runs):
     whole = (runs / RECORDS[1].name / "arrays.npz").read_bytes()
     (runs / RECORDS[1].name / "arrays.npz").write_bytes(whole[: len(whole) // 2])
     (runs / RECORDS[2].name / "environment.json").write_bytes(b"\xff\xfe")
-    (runs / "no-record").mkdir()
+    for name, file in (("no-record", "config.yaml"), ("networks-of-diagnose", "batches.json")):
+        (runs / name).mkdir()
+        (runs / name / file).write_text("{}")
     collected = collect(runs)
     assert [one.name for one in collected.records] == [RECORDS[3].name]
     assert set(collected.damaged) == {one.name for one in RECORDS[:3]}
