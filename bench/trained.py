@@ -7,6 +7,7 @@ import functools
 import hashlib
 import itertools
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -245,7 +246,7 @@ class Kernels:
     """
 
     def __init__(self, trained: Trained) -> None:
-        self._trained = trained
+        self._trained: Trained = weakref.proxy(trained)  # in a cycle it would outlive its cell
         self._kept: dict[tuple[int, int], Tensor] = {}
         self.seconds = 0.0
 

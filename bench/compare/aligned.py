@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from bench.compare.alignment import LEAST, alignment, area, chance, cumulative_power, power_at
 from bench.compare.comparison import UnavailableError
+from bench.compare.kept import kept
 from bench.compare.metrics import clean_labels, train_labels
 from bench.compare.motion import train_kernel
-from bench.compare.predictions import KEPT, limit_of
+from bench.compare.predictions import limit_of
 from bench.ntk import empirical_ntk
 from bench.record import Score, summarise
 from bench.trained import Trained
@@ -88,7 +88,7 @@ class Alignment:
         return kernel, self._labels(trained, member)
 
 
-@functools.lru_cache(KEPT)
+@kept(1)
 def _infinite_kernels(trained: Trained, points: int) -> dict[int, Tensor]:
     """Data draw -> the infinite-width NTK at the held-out points, [p, p].
 
@@ -100,7 +100,7 @@ def _infinite_kernels(trained: Trained, points: int) -> dict[int, Tensor]:
     return {data: limit(trained.tasks[data].x_test[:points].to(trained.f_T)).ntk for data in draws}
 
 
-@functools.lru_cache(KEPT)
+@kept(1)
 def _moments(trained: Trained, points: int) -> list[list[Shares]]:
     """The layers' shares of every member at every snapshot.
 

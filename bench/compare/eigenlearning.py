@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
+from bench.compare.kept import kept
 from bench.compare.metrics import clean_labels, loss_name, network_outputs, train_labels
 from bench.compare.predictions import empirical, infinite_kernels, limit_of
 from bench.ntk import empirical_ntk
@@ -147,7 +147,7 @@ def _error(trained: Trained, member: int, prediction: Tensor) -> float:
     return float((prediction.to(y) - y).square().mean())
 
 
-@functools.lru_cache(2)
+@kept(2)
 def _points(trained: Trained, data: int) -> Tensor:
     """All inputs of a data draw, train rows first, in float64."""
     task = trained.tasks[data]

@@ -8,7 +8,6 @@ shape.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
+from bench.compare.kept import kept
 from bench.compare.metrics import loss_name, train_labels
 from bench.compare.motion import curve_steps, padded
-from bench.compare.predictions import KEPT, empirical, infinite_kernels, outputs_at
+from bench.compare.predictions import empirical, infinite_kernels, outputs_at
 from bench.ntk.algebra import spectrum
 from bench.predict import KernelPredictor, course
 from bench.record import Score, summarise
@@ -96,7 +96,7 @@ def _rescaled_loss(trained: Trained, member: int, name: str) -> np.ndarray:
     return _flow_loss(rates, power, factor * _times(trained, member)).cpu().numpy()
 
 
-@functools.lru_cache(16 * KEPT)
+@kept(64)
 def _time_factor(trained: Trained, member: int, name: str) -> tuple[float, float]:
     """The factor of time whose flow is nearest to the network's loss, and that distance (mean of the log's)."""
     rates, power = _modes(trained, member, name)

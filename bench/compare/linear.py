@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from bench.compare.comparison import UnavailableError
+from bench.compare.kept import kept
 from bench.compare.metrics import clean_labels, loss_name, match_scores, relative_error, train_labels
 from bench.compare.motion import curve_steps, padded
-from bench.compare.predictions import KEPT, empirical, outputs_at, regress, specific_ceilings
+from bench.compare.predictions import empirical, outputs_at, regress, specific_ceilings
 from bench.compare.rivals import floors
 from bench.logistic import logistic_course
 from bench.losses import loss_of
@@ -93,7 +93,7 @@ def _looks(history: History) -> np.ndarray:
     return np.union1d(curve_steps(history), history.snapshot_steps.numpy())
 
 
-@functools.lru_cache(4 * KEPT)
+@kept(16)
 def _linearised(trained: Trained, member: int) -> Tensor:
     """At all looks, [looks, n_train + n_test, c]: the eigenvectors of K_0 are found once."""
     at = _looks(trained.history[member]).tolist()

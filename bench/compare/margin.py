@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
+from bench.compare.kept import kept
 from bench.compare.metrics import agreement, clean_labels, network_outputs, squared_correlation, train_labels
-from bench.compare.predictions import KEPT, empirical, infinite_kernels
+from bench.compare.predictions import empirical, infinite_kernels
 from bench.margin import MarginPredictor
 from bench.record import Score, summarise
 from bench.trained import Trained
@@ -52,7 +52,7 @@ class Margin:
         return {f"decision_{kernel}": torch.stack(values).cpu().numpy() for kernel, values in found.items()}
 
 
-@functools.lru_cache(KEPT)
+@kept(1)
 def margin_predictions(trained: Trained) -> dict[str, tuple[Tensor, ...]]:
     """Kernel -> decision values [n_test, c] a member, less their mean over classes where there are several.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bench.compare.comparison import UnavailableError
+from bench.compare.kept import kept
 from bench.compare.metrics import loss_name, network_outputs, r2, skill_of, train_labels
 from bench.logistic import LogisticPredictor
 from bench.losses import loss_of
@@ -20,7 +20,6 @@ from models.limits import InfiniteWidth, NoInfiniteWidthLimit, infinite_width
 Target = Literal["y", "self"]
 Form = Literal["full", "trace", "sum"]
 Metrics = dict[str, float | None]
-KEPT = 4  # cells whose predictions stay in memory
 
 
 def target_of(trained: Trained, member: int, target: Target) -> Tensor:
@@ -75,7 +74,7 @@ def empirical(trained: Trained, member: int, snapshot: int, form: Form = "full")
     return (kernel.diagonal(dim1=2, dim2=3).sum(-1) if form == "trace" else kernel.sum((2, 3))) / c
 
 
-@functools.lru_cache(4 * KEPT)
+@kept(16)
 def outputs_at(trained: Trained, member: int) -> Tensor:
     """The network's own outputs f_t on the test points, at the snapshots: [S, n_test, c]."""
     params = {name: value[member] for name, value in trained.params.items()}
@@ -83,7 +82,7 @@ def outputs_at(trained: Trained, member: int) -> Tensor:
     return change(trained.net, params, task.x_test) / trained.gamma[member] + trained.f_0[member, task.n_train :]
 
 
-@functools.lru_cache(2 * KEPT)
+@kept(8)
 def empirical_predictions(
     trained: Trained, snapshot: int, target: Target, base: str, ridge: float, form: Form = "full"
 ) -> tuple[Tensor, ...]:
@@ -102,7 +101,7 @@ def limit_of(trained: Trained) -> InfiniteWidth:
         raise UnavailableError(str(error)) from error
 
 
-@functools.lru_cache(KEPT)
+@kept(2)
 def infinite_kernels(trained: Trained) -> dict[int, dict[str, Tensor]]:
     """Data draw -> {"ntk", "nngp"}, each [n_train + n_test, n_train]: one limit for all members of a draw.
 
@@ -119,7 +118,7 @@ def infinite_kernels(trained: Trained) -> dict[int, dict[str, Tensor]]:
     return kernels
 
 
-@functools.lru_cache(KEPT)
+@kept(2)
 def other_seeds(trained: Trained, base: str, ridge: float) -> dict[str, tuple[float, ...]]:
     """Member by member against the other inits on the same data, averaged over those.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bench.compare.kept import kept
 from bench.compare.metrics import (
     known_answer,
     loss_name,
@@ -18,7 +18,7 @@ from bench.compare.metrics import (
     skill_of,
     train_labels,
 )
-from bench.compare.predictions import KEPT, Metrics, agnostic_ceilings, known, regress
+from bench.compare.predictions import Metrics, agnostic_ceilings, known, regress
 from bench.predict import KernelPredictor
 from bench.record import Score, nested_mean
 from bench.trained import Trained
@@ -47,7 +47,7 @@ class Rivals:
         return {}
 
 
-@functools.lru_cache(KEPT)
+@kept(1)
 def rival_predictions(trained: Trained) -> dict[str, tuple[Tensor, ...]]:
     """Predictor -> [n_test, c] a member; the members of a data draw share theirs."""
     kernels: dict[tuple[int, int | None], dict[str, Tensor]] = {}
@@ -69,7 +69,7 @@ def rival_predictions(trained: Trained) -> dict[str, tuple[Tensor, ...]]:
     return {name: tuple(predictions) for name, predictions in found.items()}
 
 
-@functools.lru_cache(KEPT)
+@kept(1)
 def floors(trained: Trained) -> Metrics:
     """The best of the rivals, by metric: the mean over members of the best one."""
     data = [member.data for member in trained.members]
