@@ -7,7 +7,6 @@ import functools
 import hashlib
 import itertools
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -195,10 +194,14 @@ class Trained:
     def snapshots(self) -> int:
         return next(iter(self.params.values())).shape[1]
 
-    @functools.cached_property
+    @property
     def ntk(self) -> Kernels:
         """``ntk[member, snapshot]``: [n_train + n_test, n_train, c, c] in float64; 0 is K_0, -1 is K_T."""
-        return Kernels(self)
+        return Kernels(self, self._kept)
+
+    @functools.cached_property
+    def _kept(self) -> KeptKernels:
+        return KeptKernels()
 
     def task(self, member: int) -> Task:
         """The member's data, with the labels of its own target."""
@@ -237,23 +240,33 @@ class Trained:
         )
 
 
+@dataclass
+class KeptKernels:
+    """What a ``Trained`` holds of its kernels; without a way back to it, so that both go when nobody needs them."""
+
+    kernels: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
 class Kernels:
     """The members' empirical NTKs at the snapshots, each computed when first asked for.
 
     They are not kept on disk: the parameters are, which are smaller, and give the same kernel to the bit. K_0 and K_T
     of every member stay in memory, since most comparisons read them; the others are computed at each request.
-    ``seconds``: CPU time spent on them so far.
     """
 
-    def __init__(self, trained: Trained) -> None:
-        self._trained: Trained = weakref.proxy(trained)  # in a cycle it would outlive its cell
-        self._kept: dict[tuple[int, int], Tensor] = {}
-        self.seconds = 0.0
+    def __init__(self, trained: Trained, kept: KeptKernels) -> None:
+        self._trained, self._kept = trained, kept
+
+    @property
+    def seconds(self) -> float:
+        """CPU time spent on them so far."""
+        return self._kept.seconds
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
         member, snapshot = key[0] % len(self._trained.members), key[1] % self._trained.snapshots
-        if (member, snapshot) in self._kept:
-            return self._kept[member, snapshot]
+        if (member, snapshot) in self._kept.kernels:
+            return self._kept.kernels[member, snapshot]
         started = time.process_time()
         task = self._trained.task(member)
         device = self._trained.f_T.device
@@ -267,8 +280,8 @@ class Kernels:
         )
         assert isinstance(kernel, Tensor)
         if snapshot in (0, self._trained.snapshots - 1):
-            self._kept[member, snapshot] = kernel[0]
-        self.seconds += time.process_time() - started
+            self._kept.kernels[member, snapshot] = kernel[0]
+        self._kept.seconds += time.process_time() - started
         return kernel[0]
 
 

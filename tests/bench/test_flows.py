@@ -47,7 +47,7 @@ def test_the_networks_own_steps_give_the_loss_to_rounding() -> None:
 def test_a_clock_that_runs_k_times_as_fast_is_found() -> None:
     """A kernel k times as large is the same flow in k times the time."""
     trained = fit(readout_only=True, step=0.05)
-    kernel = trained.ntk._kept
+    kernel = trained.ntk._kept.kernels
     _ = trained.ntk[0, -1], trained.ntk[0, 0]
     last = max(snapshot for member, snapshot in kernel if member == 0)
     kernel[0, last] = kernel[0, 0] * 4

@@ -39,6 +39,10 @@ def test_nothing_is_left_of_a_cell_that_is_done(comparison):
     assert sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()) < before
 
 
+def test_kernels_hold_their_cell():
+    assert trained_cell().ntk[0, -1].shape == (48, 16, 1, 1)
+
+
 def test_the_latest_results_of_a_cell_are_kept():
     asked = []
 
