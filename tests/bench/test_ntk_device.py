@@ -18,7 +18,10 @@ from tests.one_device import OneDevice
 NETWORKS = {n: pair for n, pair in {**networks(), **odd_networks()}.items() if n not in ("recurrent", "checkpointed")}
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+# The one of the gated network takes as long as all others.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "gated recurrent" else ()) for n in NETWORKS]
+)
 def test_all_of_it_runs_on_the_inputs_device(name):
     net, shape = NETWORKS[name]
     x = inputs(name, shape, 9).to("meta")

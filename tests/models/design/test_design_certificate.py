@@ -90,6 +90,7 @@ def test_variance_of_relu_in_closed_form() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_noise_of_finite_networks_is_as_predicted(mimic) -> None:
     x = sphere(24, 8)
     expected = mimic.kernel(x)
@@ -169,6 +170,7 @@ def test_inputs_are_float_tensors(x, sentence) -> None:
         made.certificate.norms(torch.eye(3)[:, :2])
 
 
+@pytest.mark.slow
 def test_a_spike_between_the_angles_of_the_grid_is_an_error() -> None:
     """The target jumps by 1/2 at c = 1, and a continuous kernel is somewhere off by half of a jump."""
     with pytest.warns(UserWarning, match="heavy-tailed"):
