@@ -28,7 +28,7 @@ from models.limits import infinite_width
 @dataclass(frozen=True)
 class Widths:
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    inits: int = 32
+    inits: int = 16
     n: int = 16
     seeds: tuple[int, ...] = ()
 
@@ -63,9 +63,10 @@ class Lazy:
 
 
 def lazy_network(settings: Lazy) -> Record:
-    """Of a network trained in NTK parameterization, how much of it (R2 on test points) kernels explain, [seeds].
+    """Of a network trained in NTK parameterization, log10 of what kernels leave unexplained on test points, [seeds].
 
-    Shuffled labels are learnt, too, with an R2 that scatters widely below 0: of many orders, the mean.
+    The logarithm, since a few hard draws leave ten times what the others do: their shares have no useful mean.
+    Shuffled labels are learnt, too, and leave more than everything: of many orders, the mean.
     """
     tasks = [rings(settings.n_train, settings.n_test, seed_of("data", seed)) for seed in settings.seeds]
     net = Residual(settings.width)
@@ -76,17 +77,17 @@ def lazy_network(settings: Lazy) -> Record:
         network, n = trained.f_T[member, settings.n_train :].double(), settings.n_train
         generator = torch.Generator().manual_seed(member)
         orders = [torch.randperm(n, generator=generator) for _ in range(settings.shuffles)]
-        scores = []
+        left = []
         for order in (torch.arange(n), *orders):
             predictor = KernelPredictor(kernel[:n], time=float(trained.times[member])).fit(task.y_train[order])
-            scores.append(_r2(predictor.predict(kernel[n:]), network))
-        found["initial"].append(scores[0])
-        found["shuffled"].append(sum(scores[1:]) / len(orders))
-    return result(arrays={name: np.array(values) for name, values in found.items()})
+            left.append(_unexplained(predictor.predict(kernel[n:]), network))
+        found["initial"].append(left[0])
+        found["shuffled"].append(sum(left[1:]) / len(orders))
+    return result(arrays={name: np.log10(values) for name, values in found.items()})
 
 
-def _r2(prediction: torch.Tensor, network: torch.Tensor) -> float:
-    return 1 - float((prediction - network).square().sum() / (network - network.mean()).square().sum())
+def _unexplained(prediction: torch.Tensor, network: torch.Tensor) -> float:
+    return float((prediction - network).square().sum() / (network - network.mean()).square().sum())
 
 
 def _network(width: int, seed: int) -> Residual:
@@ -111,24 +112,27 @@ CLAIMS = [
         requests=_widths,
         statistics=lambda records: {"slope": slopes(records[0].arrays["widths"], records[0].arrays["right"])},
         windows={"slope": predicted(-0.5, gap=0.25)},
+        seeds=16,
         controls=[
             Control(
                 "the limit of a tanh network",
                 lambda records: {"slope": slopes(records[0].arrays["widths"], records[0].arrays["wrong"])},
             )
         ],
-        power="Seeds scatter by .07 in slope: with eight, a slope off by .19 is refuted.",
+        power="Seeds scatter by .09 in slope: with sixteen, a slope off by .12 is refuted.",
     ),
     Claim(
         name="rings-network-is-lazy",
-        statement="Trained on rings, our network of width 256 is its initial kernel's regression: R2 above .85.",
+        statement="Trained on rings, our network of width 256 is its initial kernel's regression, but for a tenth.",
         source="measured for this repository",
         kind="calibrated",
         requests=_lazy,
-        statistics=lambda records: {"R2": records[0].arrays["initial"]},
-        windows={"R2": Window(low=0.85, gap=0.1)},
-        controls=[Control("the labels shuffled", lambda records: {"R2": records[0].arrays["shuffled"]})],
-        power="Seeds scatter by .02 about .988: with eight, a mean below .79 would have been refuted.",
-        calibration="Seeds 100 to 107, 2026-11-27.",
+        statistics=lambda records: {"log10 unexplained": records[0].arrays["initial"]},
+        windows={"log10 unexplained": Window(high=-1.0, gap=1.0)},
+        controls=[Control("the labels shuffled", lambda records: {"log10 unexplained": records[0].arrays["shuffled"]})],
+        seeds=16,
+        alpha=1e-3,
+        power="Seeds scatter by half a decade about .004: with sixteen, .3 would have been refuted.",
+        calibration="Seeds 30,000 to 30,095, 2026-11-28.",
     ),
 ]
