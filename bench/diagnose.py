@@ -388,9 +388,7 @@ def of_member(trained: Trained, member: int) -> dict[str, Diagnosis]:
     with contextlib.suppress(UnavailableError):
         grams["infinite width"] = limit_of(trained)(x).ntk
     for name, snapshot in (("initial", 0), ("after", -1)):
-        params = {key: value[member : member + 1, snapshot] for key, value in trained.params.items()}
-        found = empirical_ntk(trained.net_at(member, snapshot), x, outputs="trace", dtype=torch.float64, params=params)
-        assert isinstance(found, Tensor)
+        found: Tensor = trained.kernels([member], snapshot, x, outputs="trace")
         grams[name] = found[0] / y.shape[1]
     return {name: diagnose(gram, x, y, task.n_train, trained.f_T[member]) for name, gram in grams.items()}
 

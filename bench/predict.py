@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.gram import Base, Gram, as_float64
-from bench.ntk.algebra import Spectrum, solve, spectrum
+from bench.ntk.algebra import Spectrum, as_matrix, solve, spectrum
 
 JITTER = 1e-10
 """Added to the diagonal, relative to its mean; far below anything that changes a match, and never tuned for one."""
@@ -122,8 +122,9 @@ def course(
     )
     total = torch.cat([learnt.new_zeros(1), as_float64(steps).cumsum(0).to(learnt)])[list(at)]
     weights = _quotient(learnt, found.eigenvalues, total[:, None] / gram.n)
-    inner = found.vectors.T @ target
-    outputs = torch.stack([gram.predict(rows, found.vectors @ (w[:, None] * inner)) for w in weights])
+    solutions = found.vectors @ (weights[:, :, None] * (found.vectors.T @ target))  # [len(at), n, c], or [.., n c, 1]
+    outputs = as_matrix(rows) @ solutions.movedim(0, 1).flatten(1)
+    outputs = outputs.unflatten(1, (len(weights), -1)).movedim(1, 0).reshape(len(weights), len(rows), -1)
     return outputs if start is None else outputs + start
 
 

@@ -7,8 +7,9 @@ import functools
 import hashlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from bench.networks import outputs
 from bench.ntk import empirical_ntk
 from tasks.task import Task
+
+TOGETHER = 2**26
+"""Bytes of kernels that members are asked for at once: passes of small networks cost more to start than to make."""
 
 Richness = float | str
 """A number (gamma = richness sqrt(width)) or "ntk" (gamma = 1)."""
@@ -224,6 +228,20 @@ class Trained:
                 buffer.copy_(self.buffers[name][member, snapshot])
         return net
 
+    def together(self, entries: int) -> list[list[int]]:
+        """The members in batches for ``kernels``, of one data draw each, if a kernel has so many entries; a member that
+        has buffers of its own is alone."""
+        most = 1 if self.buffers else max(1, TOGETHER // (8 * entries))
+        draws = [[i for i, member in enumerate(self.members) if member.data == data] for data in range(len(self.tasks))]
+        return [draw[start : start + most] for draw in draws for start in range(0, len(draw), most)]
+
+    def kernels(
+        self, members: Sequence[int], snapshot: int, x1: Tensor, x2: Tensor | None = None, **options: Any
+    ) -> Any:
+        """``empirical_ntk`` of some members (a batch of ``together``) at a snapshot: in float64, the members first."""
+        params = {name: value[list(members), snapshot] for name, value in self.params.items()}
+        return empirical_ntk(self.net_at(members[0], snapshot), x1, x2, dtype=torch.float64, params=params, **options)
+
     def select(self, keep: Sequence[int]) -> Trained:
         """Only these members, for example those that converged."""
         index = list(keep)
@@ -265,24 +283,34 @@ class Kernels:
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
         member, snapshot = key[0] % len(self._trained.members), key[1] % self._trained.snapshots
-        if (member, snapshot) in self._kept.kernels:
-            return self._kept.kernels[member, snapshot]
+        if snapshot not in (0, self._trained.snapshots - 1):
+            return self._compute([member], snapshot)[0]
+        kernels = self._kept.kernels
+        if (member, snapshot) not in kernels:
+            (batch,) = (batch for batch in self._batches() if member in batch)
+            kernels |= {(i, snapshot): kernel for i, kernel in zip(batch, self._compute(batch, snapshot), strict=True)}
+        return kernels[member, snapshot]
+
+    def at(self, snapshot: int) -> Iterator[tuple[int, Tensor]]:
+        """Every member and its kernel at this snapshot, in no order."""
+        for batch in self._batches():
+            if snapshot in (0, self._trained.snapshots - 1):
+                yield from ((member, self[member, snapshot]) for member in batch)
+            else:
+                yield from zip(batch, self._compute(batch, snapshot), strict=True)
+
+    def _batches(self) -> list[list[int]]:
+        task, outputs = self._trained.tasks[0], self._trained.f_T.shape[2]
+        return self._trained.together((task.n_train + task.n_test) * task.n_train * outputs**2)
+
+    def _compute(self, members: Sequence[int], snapshot: int) -> Tensor:
         started = time.process_time()
-        task = self._trained.task(member)
-        device = self._trained.f_T.device
+        task, device = self._trained.task(members[0]), self._trained.f_T.device
         x_train = task.x_train.to(device)
-        kernel = empirical_ntk(
-            self._trained.net_at(member, snapshot),
-            torch.cat([x_train, task.x_test.to(device)]),
-            x_train,
-            dtype=torch.float64,
-            params={name: value[member : member + 1, snapshot] for name, value in self._trained.params.items()},
-        )
-        assert isinstance(kernel, Tensor)
-        if snapshot in (0, self._trained.snapshots - 1):
-            self._kept.kernels[member, snapshot] = kernel[0]
+        found = self._trained.kernels(members, snapshot, torch.cat([x_train, task.x_test.to(device)]), x_train)
+        assert isinstance(found, Tensor)
         self._kept.seconds += time.process_time() - started
-        return kernel[0]
+        return found
 
 
 def join(parts: Sequence[Trained]) -> Trained:

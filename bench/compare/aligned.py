@@ -15,7 +15,6 @@ from bench.compare.kept import kept
 from bench.compare.metrics import clean_labels, train_labels
 from bench.compare.motion import train_kernel
 from bench.compare.predictions import limit_of
-from bench.ntk import empirical_ntk
 from bench.record import Score, summarise
 from bench.trained import Trained
 from models.checks import check_count
@@ -109,23 +108,14 @@ def _moments(trained: Trained, points: int) -> list[list[Shares]]:
     """
     if len(clean_labels(trained, 0)[:points]) < LEAST:
         raise UnavailableError(f"Alignment needs at least {LEAST} test points.")
-    return [
-        [_shares(trained, i, snapshot, points) for snapshot in range(trained.snapshots)]
-        for i in range(len(trained.members))
-    ]
-
-
-def _shares(trained: Trained, member: int, snapshot: int, points: int) -> Shares:
-    shares = empirical_ntk(
-        trained.net_at(member, snapshot),
-        trained.task(member).x_test[:points].to(trained.f_T.device),
-        outputs="trace",
-        dtype=torch.float64,
-        by_layer=True,
-        params={name: value[member : member + 1, snapshot] for name, value in trained.params.items()},
-    )
-    assert isinstance(shares, dict)
-    return {layer: share[0] for layer, share in shares.items()}
+    found: list[list[Shares]] = [[] for _ in trained.members]
+    for batch in trained.together(points**2):
+        x = trained.task(batch[0]).x_test[:points].to(trained.f_T.device)
+        for snapshot in range(trained.snapshots):
+            shares = trained.kernels(batch, snapshot, x, outputs="trace", by_layer=True)
+            for place, member in enumerate(batch):
+                found[member].append({layer: share[place] for layer, share in shares.items()})
+    return found
 
 
 def _total(shares: Shares) -> Tensor:

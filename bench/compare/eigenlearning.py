@@ -12,7 +12,6 @@ from bench.compare.comparison import UnavailableError
 from bench.compare.kept import kept
 from bench.compare.metrics import clean_labels, loss_name, network_outputs, train_labels
 from bench.compare.predictions import empirical, infinite_kernels, limit_of
-from bench.ntk import empirical_ntk
 from bench.predict import JITTER, KernelPredictor
 from bench.record import Score, summarise
 from bench.theory.estimators import gcv
@@ -159,9 +158,5 @@ def _own_kernel(trained: Trained, member: int, snapshot: int, pooled: bool) -> T
     task = trained.task(member)
     x = _points(trained, trained.members[member].data)
     x = x if pooled else x[task.n_train :]
-    kernel = empirical_ntk(
-        trained.net_at(member, snapshot), x, outputs="trace", dtype=torch.float64,
-        params={name: value[member : member + 1, snapshot] for name, value in trained.params.items()},
-    )  # fmt: skip
-    assert isinstance(kernel, Tensor)
+    kernel: Tensor = trained.kernels([member], snapshot, x, outputs="trace")
     return kernel[0] / trained.f_T.shape[2]

@@ -15,13 +15,14 @@ from bench.trained import Trained
 
 
 def r2(prediction: Tensor, network: Tensor) -> float:
-    """``1 - |p - f_T|^2 / |f_T - mean|^2``, the mean per output; [n, c] each."""
-    return 1 - _ratio((prediction - network).square().sum(), (network - network.mean(0)).square().sum())
+    """``1 - |p - f_T|^2 / |f_T - mean|^2``, the mean per output; [n, c] each. Of several predictions, [k, n, c], the
+    mean of theirs."""
+    return 1 - _ratio(_distance(prediction, network), (network - network.mean(0)).square().sum())
 
 
 def skill(prediction: Tensor, network: Tensor, y: Tensor) -> float:
-    """``1 - |p - f_T|^2 / |y - f_T|^2``: 0 is no better than knowing the answer y (clean labels)."""
-    return 1 - _ratio((prediction - network).square().sum(), (y - network).square().sum())
+    """``1 - |p - f_T|^2 / |y - f_T|^2``: 0 is no better than knowing the answer y (clean labels). Of several, as r2."""
+    return 1 - _ratio(_distance(prediction, network), (y - network).square().sum())
 
 
 def relative_l2(prediction: Tensor, network: Tensor) -> float:
@@ -142,6 +143,11 @@ def clean_labels(trained: Trained, member: int) -> Tensor:
 def train_labels(trained: Trained, member: int) -> Tensor:
     """The labels it was trained on, noise included, [n_train, c]."""
     return trained.task(member).y_train.to(trained.f_T)
+
+
+def _distance(predictions: Tensor, network: Tensor) -> Tensor:
+    """``|p - f_T|^2`` of one prediction, [n, c], or its mean over several, [k, n, c]."""
+    return (predictions - network).square().sum((-2, -1)).mean()
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> float:

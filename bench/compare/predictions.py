@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -135,8 +136,9 @@ def other_seeds(trained: Trained, base: str, ridge: float) -> dict[str, tuple[fl
             ("network", [network_outputs(trained, j) for j in others]),
             ("after", [after[j] for j in others]),
         ):
-            columns[f"{kind}/r2"].append(_mean([r2(p, network) for p in predictions]))
-            columns[f"{kind}/skill"].append(_mean([skill_of(trained, i, p) for p in predictions]))
+            together = torch.stack(predictions) if others else torch.full_like(network, math.nan)
+            columns[f"{kind}/r2"].append(r2(together, network))
+            columns[f"{kind}/skill"].append(skill_of(trained, i, together))
     return {name: tuple(values) for name, values in columns.items()}
 
 

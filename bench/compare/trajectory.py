@@ -25,27 +25,27 @@ class Trajectory:
         return []
 
     def arrays(self, trained: Trained) -> dict[str, np.ndarray]:
-        rows = [_moments(trained, i) for i in range(len(trained.members))]
+        rows: list[list[dict[str, float]]] = [[] for _ in trained.members]
+        for snapshot in range(trained.snapshots):
+            for member, kernel in trained.ntk.at(snapshot):
+                rows[member].append(_moment(trained, member, snapshot, kernel))
         arrays = {
             f"snapshot_{name}": np.array([[moment[name] for moment in row] for row in rows]) for name in rows[0][0]
         }
+        arrays["snapshot_network_test_error"] = np.array(
+            [
+                [relative_error(f, clean_labels(trained, i), loss_name(trained)) for f in outputs_at(trained, i)]
+                for i in range(len(trained.members))
+            ]
+        )
         arrays["snapshot_time"] = np.stack([history.snapshot_times.numpy() for history in trained.history])
         arrays["snapshot_loss"] = np.stack([history.snapshot_loss.numpy() for history in trained.history])
         return arrays
 
 
-def _moments(trained: Trained, member: int) -> list[dict[str, float]]:
-    """One member's numbers at every snapshot."""
-    y = clean_labels(trained, member)
+def _moment(trained: Trained, member: int, snapshot: int, kernel: Tensor) -> dict[str, float]:
+    """One member's numbers at one snapshot."""
     start = _train_rows(trained.ntk[member, 0])
-    return [
-        {**_moment(trained, member, snapshot, start), "network_test_error": relative_error(then, y, loss_name(trained))}
-        for snapshot, then in enumerate(outputs_at(trained, member))
-    ]
-
-
-def _moment(trained: Trained, member: int, snapshot: int, start: Tensor) -> dict[str, float]:
-    kernel = trained.ntk[member, snapshot]
     now = _train_rows(kernel)
     last = trained.snapshots - 1
     if snapshot in (0, last):  # the initial and the after-kernel, which others ask for, too
