@@ -20,7 +20,7 @@ from bench.claims.judge import expected_of_controls
 from bench.claims.run import Outcome, check
 from bench.studies.study import fingerprint
 
-FIRST, APART = 20_000, 1_000
+FIRST, APART = 40_000, 1_000
 """Seeds of set k: from FIRST + APART k on. No window was set on them, and no two sets share any."""
 NEAR = 4.0
 """Seed standard deviations from the threshold, that a claim should have at least."""

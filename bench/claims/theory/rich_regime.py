@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Measurement, Records, Size, Statistics, Window
+from bench.claims.theory import RESIZED
 from bench.studies.scored_networks import ScoredNetworks, scored_networks
 from bench.studies.study import Request
 
@@ -70,9 +71,11 @@ def _wins(
         statistics=scored("after", rivals),
         windows={"skill": Window(low=0.5, gap=0.5), **{_over(rival): Window(low=0.0, gap=1.2) for rival in rivals}},
         controls=[Control("the labels as predictor", scored("labels", rivals))],
-        power="Seeds scatter by .06 in skill, by .2 to .5 in log ratios: a skill of 0 or a ratio of -1 is refuted.",
+        power="Seeds scatter by .06 in skill, by .2 to .5 in log ratios: of a size of 1e-3, a skill of .4 or a ratio "
+        "of -.5 is refuted.",
         seeds=seeds,
-        calibration=CALIBRATION,
+        alpha=1e-3,
+        calibration=f"{CALIBRATION} {RESIZED}",
     )
 
 

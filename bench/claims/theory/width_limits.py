@@ -5,13 +5,14 @@ Each seed is a data draw (single index on the sphere, d = 8, 64 points).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Records, Size, Statistics, Window, predicted
-from bench.claims.theory import REDRAWN
+from bench.claims.theory import REDRAWN, RESIZED
 from bench.studies.fits import slopes
 from bench.studies.scored_networks import ScoredNetworks, scored_networks
 from bench.studies.study import Request
@@ -133,8 +134,8 @@ def _widths(records: Records) -> np.ndarray:
     return np.array([float(record.arrays["width"]) for record in records])
 
 
-def _at_widest(part: Callable[[Records], Records], of: Statistic) -> Callable[[Records], Statistics]:
-    return lambda records: {"value": of(part(records))[:, -1]}
+def _log_at_widest(part: Callable[[Records], Records], of: Statistic) -> Callable[[Records], Statistics]:
+    return lambda records: {"log value": np.log(of(part(records))[:, -1])}
 
 
 def _gain(part: Callable[[Records], Records]) -> Callable[[Records], Statistics]:
@@ -200,17 +201,21 @@ CLAIMS = [
         _slope(_first, _motion),
         {"slope": Window(-1.1, -0.65, gap=0.3)},
         Control("richness 1 at every width (muP)", _slope(_second, _motion)),
-        "Measured -.9 with seeds scattering by .05: masks that flip slow it down from -1 at these widths.",
+        "Measured -.9, seeds scatter by .07: masks that flip slow it down from -1 at these widths.",
+        calibration=f"{CALIBRATION} {RESIZED}",
+        alpha=1e-3,
     ),
     _claim(
         "kernel-motion-stays-at-fixed-richness",
         "At richness 1 the kernel moves by more than its own size, the same at every width.",
         _both,
-        lambda records: {**_slope(_second, _motion)(records), **_at_widest(_second, _motion)(records)},
-        {"slope": Window(-0.12, 0.12, gap=0.15), "value": Window(low=1.0, gap=1.0)},
+        lambda records: {**_slope(_second, _motion)(records), **_log_at_widest(_second, _motion)(records)},
+        {"slope": Window(-0.12, 0.12, gap=0.15), "log value": Window(low=0.0, gap=0.7)},
         Control("NTK parameterization", lambda records: {**_slope(_first, _motion)(records),
-                                                         **_at_widest(_first, _motion)(records)}),
-        "Seeds scatter by .02 in slope and .3 in size (2.5).",
+                                                         **_log_at_widest(_first, _motion)(records)}),
+        "Seeds scatter by .03 in slope and .12 in the logarithm of the size (2.5): a size of .8 is refuted.",
+        calibration=f"{CALIBRATION} {RESIZED}",
+        alpha=1e-3,
     ),
     _claim(
         "network-to-infinite-width",
@@ -225,11 +230,11 @@ CLAIMS = [
         "network-stays-away-at-fixed-richness",
         "At richness 1 networks of width 1024 are more than .08 standard deviations from the lazy theory.",
         _both,
-        _at_widest(_second, _to_infinite),
-        {"value": Window(low=0.08, gap=0.08)},
-        Control("NTK parameterization", _at_widest(_first, _to_infinite)),
-        "Measured .21, seeds scatter by .03: of a size of 1e-3, a value of .03 is refuted.",
-        calibration=f"{CALIBRATION} {REDRAWN}",
+        _log_at_widest(_second, _to_infinite),
+        {"log value": Window(low=math.log(0.08), gap=0.7)},
+        Control("NTK parameterization", _log_at_widest(_first, _to_infinite)),
+        "Measured .21, seeds scatter by .13 in its logarithm: of a size of 1e-3, a value of .06 is refuted.",
+        calibration=f"{CALIBRATION} {RESIZED}",
         alpha=1e-3,
     ),
     _claim(
@@ -238,10 +243,10 @@ CLAIMS = [
         "predictor than one of them (independent errors: sqrt 8 = 2.8 times).",
         _both,
         _gain(_first),
-        {"single / ensemble": Window(1.5, 3.2, gap=0.5)},
+        {"single / ensemble": Window(1.5, 3.2, gap=0.7)},
         Control("richness 1 at every width: a common difference does not average out", _gain(_second)),
         "Seeds scatter by .2 about 2.4: of a size of 1e-3, a gain of 1.1 is refuted.",
-        calibration=f"{CALIBRATION} {REDRAWN}",
+        calibration=f"{CALIBRATION} {REDRAWN} {RESIZED}",
         alpha=1e-3,
     ),
     _claim(
@@ -260,8 +265,9 @@ CLAIMS = [
         _slope(_first, _linearised),
         {"slope": Window(-1.45, -0.4, gap=0.4)},
         Control("ReLU at richness 1 (muP)", _slope(_second, _linearised)),
-        "Measured -.84 to -.93, seeds scatter by .11 in slope: with eight, .3 beyond the window is refuted.",
-        calibration=f"Window from data draws 100 to 104, one network each, 2026-11-27. {REDRAWN}",
+        "Measured -.84 to -.93, seeds scatter by .11 in slope: of a size of 1e-3, .2 beyond the window is refuted.",
+        calibration=f"Window from data draws 100 to 104, one network each, 2026-11-27. {REDRAWN} {RESIZED}",
+        alpha=1e-3,
     ),
     _claim(
         "network-to-linearised-is-one-over-width",
