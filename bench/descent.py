@@ -31,6 +31,7 @@ NOISY_RISE = 1.0
 SMALLEST_SHRINK = 2.0**-20
 ROOM_EVERY = 32
 """Points between two looks at the memory that is free, where every point is kept."""
+NEVER = np.iinfo(int).max
 PROGRESS_EVERY = 32
 """Iterations between two reports of progress."""
 
@@ -124,6 +125,8 @@ class _Descent:
         self.ledger = Ledger(count)
         self.step_c, self.rate = np.array(rule.step), np.array(rule.rate)
         self.constant = rule.constant | ~np.isnan(self.rate)
+        if not rule.sharpness:
+            self.ledger.due[~np.isnan(self.rate)] = NEVER
         self.optimiser = _optimiser(batch, rule)
         self.orders = Orders(rule.orders, rule.batch_size) if rule.batch_size else None
         self.noisy = bool(rule.momentum or rule.batch_size)
@@ -132,10 +135,11 @@ class _Descent:
         self.lambda_max = batch.gamma.new_full((count,), math.nan)
 
     def load(self, batch: Batch) -> None:
-        """Stand at the batch's parameters, with room for the point before and for the gradient."""
+        """Stand at the batch's parameters, with room for the point before (``other``: the batch there) and for the
+        gradient."""
         self.here = Point.of(batch.params)
         self.previous, self.gradient = self.here.like(), self.here.like()
-        self.batch = replace(batch, params=dict(self.here.views))
+        self.batch, self.other = (replace(batch, params=dict(point.views)) for point in (self.here, self.previous))
         self.previous_state = [tensor.clone() for tensor in self.optimiser.state]
         self.scale = self.rule.loss.value(torch.zeros_like(batch.y), batch.y)
         self.engine = engine(self.batch, self.rule.method)
@@ -240,7 +244,7 @@ class _Descent:
             return
         before = ledger.curves["loss"][members, np.maximum(ledger.count[members] - 1, 0)]
         ledger.run[members[losses > before]] = 0
-        ledger.write("loss", members, losses)
+        ledger.write(members, loss=losses)
         ledger.lowest[members] = np.minimum(ledger.lowest[members], objective)
 
     def finished(self, losses: np.ndarray, gradient: np.ndarray | None) -> np.ndarray:
@@ -258,14 +262,19 @@ class _Descent:
 
     def snapshots(self, losses: np.ndarray, finished: np.ndarray) -> None:
         active, ledger = self.active, self.ledger
-        rates = np.where(self.constant[active], self.rate[active], np.nan)
-        lambdas = ledger.lambda_max[active]
-        start = np.where(is_usable(lambdas), 1 / np.where(is_usable(lambdas), lambdas, 1.0), rates)
-        start = np.where(np.isnan(start), np.inf, start)
         rows = np.flatnonzero(ledger.fresh[active])
+        start = self.second_snapshots() if not ledger.count[active].all() else np.full(len(active), np.nan)
         due = ledger.snapshot_due(active[rows], losses[rows], self.rule.schedule, self.rule.levels, start[rows])
-        for row in np.union1d(rows[due], np.flatnonzero(finished)).tolist():
-            self.keep_point(row)
+        if due.any() or finished.any():
+            for row in np.union1d(rows[due], np.flatnonzero(finished)).tolist():
+                self.keep_point(row)
+
+    def second_snapshots(self) -> np.ndarray:
+        """Of every row: the time 1 / lambda_max, that of one constant step where it is not known."""
+        rates = np.where(self.constant[self.active], self.rate[self.active], np.nan)
+        lambdas = self.ledger.lambda_max[self.active]
+        start = np.where(is_usable(lambdas), 1 / np.where(is_usable(lambdas), lambdas, 1.0), rates)
+        return np.where(np.isnan(start), np.inf, start)
 
     def keep_point(self, row: int) -> None:
         member = self.active[row]
@@ -324,8 +333,8 @@ class _Descent:
             else:
                 self.find_gradient(self.batch, f, start, weights)
             self.optimiser.move(start, end, self.gradient, rates, shares)
-        self.previous, self.here = self.here, end
-        self.batch = replace(self.batch, params=dict(end.views))
+        self.previous, self.here = self.here, self.previous
+        self.batch, self.other = self.other, self.batch
         self.count(etas, momenta)
 
     def count(self, etas: np.ndarray, momenta: np.ndarray) -> None:
@@ -333,13 +342,11 @@ class _Descent:
         active, ledger = self.active, self.ledger
         losses = ledger.curves["loss"][active, ledger.count[active]]
         for _ in range(self.stride):
-            ledger.write("step", active, etas)
-            ledger.write("momentum", active, momenta)
-            ledger.write("lambda_max", active, ledger.lambda_max[active])
+            ledger.write(active, step=etas, momentum=momenta, lambda_max=ledger.lambda_max[active])
             ledger.count[active] += 1
             ledger.time[active] += etas
             if self.stride > 1:
-                ledger.write("loss", active, losses)
+                ledger.write(active, loss=losses)
         ledger.run[active] += 1
         ledger.fresh[active] = True
 
@@ -372,8 +379,10 @@ class _Descent:
     def refresh(self) -> np.ndarray:
         """Recompute lambda_max of the rows for which it is due; returns which."""
         active, ledger = self.active, self.ledger
-        needed = ~self.constant[active] | (np.isnan(self.rate[active]) & (ledger.count[active] == 0))
-        due = (ledger.count[active] >= ledger.due[active]) & (needed | self.rule.sharpness)
+        due = ledger.count[active] >= ledger.due[active]
+        if not due.any():
+            return due
+        due &= ~self.constant[active] | (ledger.count[active] == 0) | self.rule.sharpness
         whole = self.rule.constant or self.rule.sharpness
         for data in sorted({self.batch.data[row] for row in np.flatnonzero(due)}):
             rows = [row for row in np.flatnonzero(due).tolist() if self.batch.data[row] == data]

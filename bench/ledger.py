@@ -67,13 +67,15 @@ class Ledger:
         self.snapshots = [{} for _ in range(self.members)]
         self.curves = {name: np.full((self.members, 64), np.nan) for name in ("loss", "step", "momentum", "lambda_max")}
 
-    def write(self, name: str, members: np.ndarray, values: np.ndarray) -> None:
-        """One number a member, of the point or step at its count."""
+    def write(self, members: np.ndarray, **curves: np.ndarray) -> None:
+        """One number a member and curve, of the point or step at its count."""
         at = self.count[members]
-        curve = self.curves[name]
-        if at.max() >= curve.shape[1]:
-            curve = self.curves[name] = np.concatenate([curve, np.full_like(curve, np.nan)], 1)
-        curve[members, at] = values
+        most = at.max()
+        for name, values in curves.items():
+            curve = self.curves[name]
+            if most >= curve.shape[1]:
+                curve = self.curves[name] = np.concatenate([curve, np.full_like(curve, np.nan)], 1)
+            curve[members, at] = values
 
     def schedule(self, members: np.ndarray, lambda_max: np.ndarray, often: bool, recover: bool) -> None:
         """When to refresh next: at once while lambda_max changes by more than a tenth, then ever more rarely.

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -87,6 +87,8 @@ def test_products_by_hand_have_autograds_gradients(
     last = {name for name in names if name.startswith(f"{len(net) - 1}.")}
     held = {"nothing": set(), "hidden": set(names) - last, "first": set(names[:1]) - last}[frozen]
     batch = batch_of(net, count, points, (features,), held, seed)
+    z, gradients = expected(batch, torch.ones_like(batch.y))
+    assume(all(value.isfinite().all() for value in (z, *gradients.values())))  # exp of exp of exp overflows
     found = engine(batch, "auto")
     assert isinstance(found, Matmul)
     agree(found, batch)
