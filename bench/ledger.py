@@ -101,7 +101,8 @@ class Ledger:
 
         Args:
             levels: relative losses, the highest first, for the schedule "loss".
-            start: the time of the second snapshot, [m], for the schedule "time"; the others are at times that double.
+            start: the time of the second snapshot, [m], for the schedule "time", read at the first; the others are at
+                times that double.
         """
         first = self.count[members] == 0
         if schedule == "dense":

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from bench import store
 from bench.compare.metrics import agreement, r2
-from bench.ntk import empirical_ntk
 from bench.predict import KernelPredictor
 from bench.record import Record, summarise
 from bench.studies.panel import Curve, named_panel, page, places
@@ -176,7 +175,5 @@ def _trained(
 
 
 def _start(trained: Trained, member: int, limit: Tensor) -> float:
-    params = {name: value[member : member + 1] for name, value in trained.params_0.items()}
-    found = empirical_ntk(trained.net, _points(trained.tasks[0]), outputs=0, dtype=torch.float64, params=params)
-    assert isinstance(found, Tensor)
-    return float((found[0] - limit).norm() / limit.norm())
+    kernel: Tensor = trained.kernels([member], 0, _points(trained.tasks[0]), outputs=0)[0]
+    return float((kernel - limit).norm() / limit.norm())

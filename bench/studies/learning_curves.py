@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from bench import store
-from bench.ntk import empirical_ntk
 from bench.predict import KernelPredictor
 from bench.record import Record, Score
 from bench.studies.fits import power_law
@@ -131,11 +130,8 @@ def _regression_error(kernel: Tensor, task: Task, n: int) -> float:
 def _after_kernel(trained: Trained, member: int, task: Task) -> Tensor:
     """K_T of a trained network on the points of another task, [n_train + n_test, n_train, c, c]."""
     x = task.x_train.to(trained.f_T.device)
-    params = {name: value[member : member + 1] for name, value in trained.params_T.items()}
-    net = trained.net_at(member, -1)
-    kernel = empirical_ntk(net, torch.cat([x, task.x_test.to(x)]), x, dtype=torch.float64, params=params)
-    assert isinstance(kernel, Tensor)
-    return kernel[0]
+    kernel: Tensor = trained.kernels([member], -1, torch.cat([x, task.x_test.to(x)]), x)[0]
+    return kernel
 
 
 def _limit(net: nn.Module, task: Task) -> Tensor | None:
