@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bench import workers
 from bench.networks import weight_layers
 from bench.plan import CONF
 from bench.studies.cell import Cell
@@ -47,6 +48,7 @@ def environment(
         "trained_all": trained_all,
         "process": process_name(),
         "process_seconds": time.process_time(),
+        "server": os.environ.get(workers.SERVER, ""),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
         "flops_per_step": flops,

@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from bench import progress, store
+from bench import progress, store, workers
 from bench.plan import CONF, Planned
 from bench.record import Record
 from bench.savepoint import Interrupted
@@ -54,9 +54,10 @@ def launch(
         return
     stop = Path(cells[0].config.runs).resolve() / f".stop-{os.getpid()}"
     with contextlib.ExitStack() as stack:
+        stack.enter_context(workers.variable(progress.STOP, str(stop)))
         if launcher == "joblib":
-            stack.enter_context(_variable(progress.COMMAND, str(os.getpid())))
-        stack.enter_context(_variable(progress.STOP, str(stop)))
+            tracked = cells[0].config.tracking.mode != "disabled"
+            stack.enter_context(workers.forked("bench.run", *(workers.WANDB if tracked else ())))
         if launcher == "ray":
             _start_ray([*cells[0].overrides, *own])
         stack.enter_context(_handing_on(stop))
@@ -193,21 +194,7 @@ def _handing_on(stop: Path) -> Iterator[None]:
 
 def _errors_raised() -> contextlib.AbstractContextManager[None]:
     """Hydra raises what stops a launcher, instead of printing it and ending the process."""
-    return _variable("HYDRA_FULL_ERROR", "1")
-
-
-@contextlib.contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable, as long as this is open: what the process starts later has other parents."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    return workers.variable("HYDRA_FULL_ERROR", "1")
 
 
 def _sentence(error: BaseException, most: int = 300) -> str:

@@ -6,6 +6,7 @@ Files, because the launchers run cells in other processes and on other machines.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import threading
 import time
@@ -20,8 +21,6 @@ DONE = "record.json"
 """Written last by a cell that ran, whether it succeeded or not, and removed first."""
 ENVIRONMENT = "environment.json"
 SECONDS = 0.5
-COMMAND = "WIDEBENCH_COMMAND"
-"""Environment variable: the process whose children do the work, where a launcher makes such workers."""
 STOP = "WIDEBENCH_STOP"
 """Environment variable: the file that asks the workers of a command, once it is there, to keep their state and end."""
 
@@ -62,15 +61,21 @@ def reporter(folder: Path) -> Callable[[float], None]:
 
     def report(share: float) -> None:
         nonlocal last
-        if os.environ.get(COMMAND, "") not in ("", str(os.getppid()), str(os.getpid())):
-            os._exit(1)
         if time.monotonic() - last < SECONDS:
             return
         last = time.monotonic()
+        if _is_orphan():
+            os._exit(1)
         with contextlib.suppress(OSError):  # a picture of the work must not stop it
             (folder / FILE).write_text(f"{share:.4f}")
 
     return report
+
+
+def _is_orphan() -> bool:
+    """Whether the process that started this one to work for it is gone."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and parent.sentinel is not None and not parent.is_alive()
 
 
 def clear(folder: Path) -> None:

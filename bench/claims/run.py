@@ -13,7 +13,7 @@ import joblib
 import numpy as np
 import torch
 
-from bench import store
+from bench import store, workers
 from bench.claims.claim import Claim, Measurement, Records, Size, Verdict
 from bench.claims.judge import Check, expected_of_controls, judge, missing
 from bench.claims.registry import Item
@@ -152,7 +152,10 @@ def _run(requests: list[Request], folder: Path, code: str, jobs: int, tell: Call
     requests.sort(key=lambda request: -_seconds_before(request, folder))
     jobs = min(jobs, len(requests))
     failed: dict[str, str] = {}
-    with joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered") as parallel:
+    with (
+        workers.forked("bench.claims"),
+        joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered") as parallel,
+    ):
         done = parallel(joblib.delayed(_attempt)(request, folder, code) for request in requests)
         for count, (name, reason) in enumerate(done, 1):
             tell(f"{count}/{len(requests)} {name}{': failed: ' + reason if reason else ''}")

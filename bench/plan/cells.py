@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import pydoc
@@ -14,6 +15,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -73,7 +75,8 @@ def plan(arguments: Sequence[str], multirun: bool = False) -> list[Planned]:
     try:
         _check_groups(arguments)
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cells = [_planned(overrides) for overrides in _expand(arguments, multirun)]
+            composed: dict[tuple[str, ...], DictConfig] = {}
+            cells = [_planned(overrides, composed) for overrides in _expand(arguments, multirun)]
     except (HydraException, OmegaConfBaseException) as error:
         raise PlanError(_sentence(error)) from error
     _check_launcher(arguments)
@@ -168,8 +171,25 @@ def _expand(arguments: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
     return cells
 
 
-def _planned(overrides: tuple[str, ...]) -> Planned:
-    config = hydra.compose("config", list(overrides))
+def _compose(overrides: tuple[str, ...], composed: dict[tuple[str, ...], DictConfig]) -> DictConfig:
+    """As ``hydra.compose``, which takes a tenth of a second: cells of the same files are composed once (and found in
+    ``composed``), and their values put into copies, as Hydra does it in the end.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [o for o in parsed if "." in o.key_or_group and not o.key_or_group.startswith("hydra.")]
+    if any(o.type is not OverrideType.CHANGE or o.package for o in values):
+        return hydra.compose("config", list(overrides))
+    files = tuple(o.input_line or "" for o in parsed if o not in values)
+    if files not in composed:
+        composed[files] = hydra.compose("config", list(files))
+    config = copy.deepcopy(composed[files])
+    for override in values:
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    return config
+
+
+def _planned(overrides: tuple[str, ...], composed: dict[tuple[str, ...], DictConfig]) -> Planned:
+    config = _compose(overrides, composed)
     try:
         if config.study is not None:
             return _planned_study(overrides, config)

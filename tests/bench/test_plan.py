@@ -3,12 +3,13 @@
 import shutil
 from dataclasses import replace
 
+import hydra
 import pytest
 import torch
 from test_run import SMALL, bench
 
 from bench import store
-from bench.plan import build, plan, state
+from bench.plan import CONF, build, plan, state
 from bench.plan.__main__ import duration, main, size, table
 from bench.plan.estimate import Estimate, _bytes, estimates, lazy_steps
 from bench.record import Record
@@ -50,6 +51,27 @@ def test_steps_end_at_the_limit():
     values, power = torch.tensor([1.0, 1e-9], dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
     assert lazy_steps(Trainer(max_steps=700), values, power) == 700
     assert lazy_steps(Trainer(max_steps=700, accelerated=True, step=1.0), values, power) == 700
+
+
+SWEPT = [
+    ["experiment=width"],
+    ["experiment=after_kernel"],
+    ["-m", "task=digits", "model.width=8,16", "trainer.richness=ntk,1", "seeds={init: 2}", "++model.depth=2,1"],
+    ["-m", "model=mlp", "model.width=8,16", "~compare.rivals", "trainer.levels=[]", "name='a b'"],
+    ["-m", "experiment=quick", "compare.after.targets=[y],[y,self]", "model.width=8", "hydra.sweep.subdir=x"],
+]
+
+
+@pytest.mark.parametrize("arguments", SWEPT, ids=lambda arguments: arguments[-1])
+def test_a_planned_cell_is_what_hydra_composes_for_it(arguments, tmp_path, monkeypatch):
+    """Cells of the same files are composed once, and their values put in: it must come to the same."""
+    monkeypatch.chdir(tmp_path)
+    overrides = [argument for argument in arguments if argument != "-m"]
+    cells = plan(overrides, multirun="-m" in arguments)
+    assert len({cell.overrides for cell in cells}) == len(cells) > 1 or overrides[0] == "experiment=after_kernel"
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for cell in cells:
+            assert cell.config == hydra.compose("config", list(cell.overrides))
 
 
 @pytest.mark.slow

@@ -176,6 +176,10 @@ def test_workers_find_the_settings_of_the_current_folder(tmp_path):
     done = bench(["-m", "task=cubes", "model.width=8,12", "hydra/launcher=joblib", *small], tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("runs/*/record.json"))) == 2
+    # Both cells' workers came from one process that had imported everything, and what that took is counted.
+    servers = {store.read_json(file)["server"] for file in tmp_path.glob("runs/*/environment.json")}
+    assert len(servers) == 1
+    assert float(servers.pop().split()[1]) > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,56 @@
+"""joblib's workers, forked from one process that has imported everything."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator
+
+from joblib.externals.loky.backend.context import set_start_method
+
+MODULES = "WIDEBENCH_MODULES"
+"""Environment variable: what that process imports (bench/preload.py), with commas between."""
+SERVER = "WIDEBENCH_SERVER"
+"""Environment variable of the workers: that process, and the CPU seconds that it took to import."""
+SELDOM = ("torch.fx.experimental.symbolic_shapes",)
+"""What torch imports at the first gradient."""
+WANDB = ("wandb", "wandb.sdk.launch.inputs.internal")
+"""What W&B imports, and what it imports at its first run."""
+
+LONGEST = 70
+"""Characters of the folder of temporary files: the server's socket lies there, and its path has 104 at most."""
+
+
+@contextlib.contextmanager
+def forked(*modules: str) -> Iterator[None]:
+    """While open, the workers that joblib starts have these modules: imported once (some five seconds), and in memory
+    once. Else each worker does so for itself.
+
+    A process has one such server, which is of the environment in which the first worker was started.
+    """
+    if len(tempfile.gettempdir()) > LONGEST:
+        yield
+        return
+    multiprocessing.set_forkserver_preload(["bench.preload"])
+    set_start_method("forkserver", force=True)
+    try:
+        with variable(MODULES, ",".join([*modules, *SELDOM])):
+            yield
+    finally:
+        set_start_method(None, force=True)
+
+
+@contextlib.contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable, as long as this is open."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
