@@ -68,14 +68,19 @@ def forward(batch: Batch, params: dict[str, Tensor], x: Tensor) -> Tensor:
     return torch.vmap(one)({**batch.fixed, **params}, x)
 
 
+def lambda_points(batch: Batch, whole: bool) -> int:
+    """How many of the training points lambda_max is of: the first ones, or all of them (``whole``)."""
+    n, c = batch.y.shape[1:]
+    return n if whole else min(n, LAMBDA_POINTS, max(1, LAMBDA_ROWS // c))
+
+
 def lambda_max(batch: Batch, loss: Loss, whole: bool = False) -> Tensor:
     """The largest eigenvalue of ``A' K_t A / N``, [m]; for mean squared error, of K_t / N.
 
-    A A' is the loss's second derivative in the outputs, so that 2 over this number is the longest stable step. From
-    the first training points, or all of them (``whole``); the members share a training set.
+    A A' is the loss's second derivative in the outputs, so that 2 over this number is the longest stable step. The
+    members share a training set.
     """
-    n, c = batch.y.shape[1:]
-    points = n if whole else min(n, LAMBDA_POINTS, max(1, LAMBDA_ROWS // c))
+    points, c = lambda_points(batch, whole), batch.y.shape[2]
     params = {name: p.detach() for name, p in {**batch.fixed, **batch.params}.items()}
     kernel = empirical_ntk(batch.net, batch.x[0, :points], params=params)
     assert isinstance(kernel, Tensor)
@@ -83,5 +88,9 @@ def lambda_max(batch: Batch, loss: Loss, whole: bool = False) -> Tensor:
         seen = replace(batch, z_0=batch.z_0[:, :points])
         root = loss.root(seen.outputs(forward(seen, batch.params, batch.x[:, :points]).detach()))
         kernel = torch.einsum("miab,mijac,mjcd->mijbd", root, kernel, root)
-    matrices = kernel.permute(0, 1, 3, 2, 4).reshape(len(kernel), points * c, points * c)
-    return torch.linalg.eigvalsh(torch.nan_to_num(matrices))[:, -1] / points
+    return largest(kernel.permute(0, 1, 3, 2, 4).reshape(len(kernel), points * c, points * c)) / points
+
+
+def largest(kernels: Tensor) -> Tensor:
+    """The largest eigenvalue of each of the matrices [m, n, n]; of one that is not finite, some number."""
+    return torch.linalg.eigvalsh(torch.nan_to_num(kernels))[:, -1]

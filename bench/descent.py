@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.batch import Batch, lambda_max
+from bench.batch import Batch, lambda_max, lambda_points, largest
 from bench.engines import engine
 from bench.ledger import Course, Ledger, is_usable
 from bench.losses import Loss
@@ -199,8 +199,8 @@ class _Descent:
     def iterate(self) -> None:
         """One forward pass, one host read, and a step (or its withdrawal)."""
         active, ledger, rule = self.active, self.ledger, self.rule
-        refreshed = self.refresh()
         f = self.batch.outputs(self.engine.forward(self.batch, self.here))
+        refreshed = self.refresh()
         columns = [rule.loss.value(f, self.batch.y) / self.scale, self.lambda_max]
         squares = self.here.squares() if rule.weight_decay else None
         if squares is not None:
@@ -377,13 +377,18 @@ class _Descent:
             self.keep(diverged)
 
     def refresh(self) -> np.ndarray:
-        """Recompute lambda_max of the rows for which it is due; returns which."""
+        """Recompute lambda_max of the rows for which it is due, after their forward pass; returns which."""
         active, ledger = self.active, self.ledger
         due = ledger.count[active] >= ledger.due[active]
         if not due.any():
             return due
         due &= ~self.constant[active] | (ledger.count[active] == 0) | self.rule.sharpness
         whole = self.rule.constant or self.rule.sharpness
+        if not self.rule.loss.curved and due.any():
+            points = lambda_points(self.batch, whole)
+            if (kernels := self.engine.kernel(self.here, points)) is not None:
+                self.lambda_max[due] = largest(kernels[due]) / points
+                return due
         for data in sorted({self.batch.data[row] for row in np.flatnonzero(due)}):
             rows = [row for row in np.flatnonzero(due).tolist() if self.batch.data[row] == data]
             self.lambda_max[rows] = lambda_max(self.batch.keep(rows), self.rule.loss, whole)

@@ -43,6 +43,11 @@ class Engine(Protocol):
         """Into ``gradient``: of ``sum(signal * z)`` in the parameters, for a constant signal [m, n, c]."""
         ...
 
+    def kernel(self, point: Point, points: int) -> Tensor | None:
+        """K_t, [m, points, points], of the first points, after ``forward`` and before ``backward``; None where that is
+        no cheaper than ``empirical_ntk``."""
+        ...
+
 
 class Vmap:
     """Autograd through ``torch.func``: any module of torch's functions."""
@@ -58,6 +63,9 @@ class Vmap:
 
     def backward(self, signal: Tensor, gradient: Point) -> None:
         gradient.fill(torch.autograd.grad(self.z, self.leaves, signal))
+
+    def kernel(self, point: Point, points: int) -> Tensor | None:
+        return None
 
 
 class Loop:
@@ -81,6 +89,9 @@ class Loop:
 
     def backward(self, signal: Tensor, gradient: Point) -> None:
         gradient.fill(torch.autograd.grad(self.z, self.leaves, signal[0]))
+
+    def kernel(self, point: Point, points: int) -> Tensor | None:
+        return None
 
 
 def _places(net: torch.nn.Module) -> dict[str, list[Place]]:

@@ -129,16 +129,35 @@ class Matmul:
         return h
 
     def backward(self, signal: Tensor, gradient: Point) -> None:
-        lowest = min(i for i, stage in enumerate(self.chain) if _is_trained(stage, gradient))
-        delta = signal if self.chain[-1].activation is None else signal.clone()
-        for i in reversed(range(lowest, len(self.chain))):
-            stage, h = self.chain[i], self.inputs[i]
-            delta = _pull(stage.activation, delta, self.inputs[i + 1], self.graphs[i])
+        for stage, h, delta in self._deltas(signal, gradient):
             if (weight := gradient.views.get(stage.weight)) is not None:
                 self._weight_gradient(delta, h, stage.alpha, weight)
             if stage.bias is not None and (bias := gradient.views.get(stage.bias)) is not None:
                 row, ones = bias[:, None], delta.new_ones(1).expand(len(delta), 1, delta.shape[1])
                 torch.baddbmm(row, ones, delta, beta=0, alpha=stage.beta, out=row)  # up to 4x faster than a sum
+
+    def kernel(self, point: Point, points: int) -> Tensor | None:
+        if self.inputs[-1].shape[2] > 1:
+            return None
+        total = self.inputs[-1].new_zeros(len(self.inputs[-1]), points, points)
+        for stage, h, delta in self._deltas(torch.ones_like(self.inputs[-1]), point, again=True):
+            h, delta = h[:, :points], delta[:, :points]
+            deltas = delta @ delta.mT
+            if stage.weight in point.views:
+                total += stage.alpha**2 * deltas * (h @ h.mT)
+            if stage.bias in point.views:
+                total += stage.beta**2 * deltas
+        return total
+
+    def _deltas(self, signal: Tensor, trained: Point, again: bool = False) -> Iterator[tuple[Stage, Tensor, Tensor]]:
+        """The stages from the last to the lowest that has something trained, each with its input and the gradient of
+        ``sum(signal * z)`` in the output of its linear layer; ``again``: there will be another way back."""
+        lowest = min(i for i, stage in enumerate(self.chain) if _is_trained(stage, trained))
+        delta = signal if self.chain[-1].activation is None else signal.clone()
+        for i in reversed(range(lowest, len(self.chain))):
+            stage, h = self.chain[i], self.inputs[i]
+            delta = _pull(stage.activation, delta, self.inputs[i + 1], self.graphs[i], again)
+            yield stage, h, delta
             if i > lowest:
                 below = self._buffer(f"d {i}", h.shape, h)
                 if delta.shape[2] == 1:  # of one output: no product of matrices, and 2x faster
@@ -186,8 +205,8 @@ def _activate(activation: nn.Module | None, out: Tensor) -> tuple[Tensor, Graph 
     return after.detach(), (leaf, after)
 
 
-def _pull(activation: nn.Module | None, delta: Tensor, after: Tensor, graph: Graph | None) -> Tensor:
-    """The way back through the activation; ``delta`` may be overwritten."""
+def _pull(activation: nn.Module | None, delta: Tensor, after: Tensor, graph: Graph | None, again: bool) -> Tensor:
+    """The way back through the activation; ``delta`` may be overwritten, and the graph is gone unless ``again``."""
     kind = type(activation)
     if activation is None or kind is nn.Identity:
         return delta
@@ -195,4 +214,8 @@ def _pull(activation: nn.Module | None, delta: Tensor, after: Tensor, graph: Gra
         return IN_PLACE[kind][1](delta, after)
     assert graph is not None
     leaf, value = graph
-    return torch.autograd.grad(value, leaf, delta)[0] if value.requires_grad else torch.zeros_like(delta)
+    return (
+        torch.autograd.grad(value, leaf, delta, retain_graph=again)[0]
+        if value.requires_grad
+        else torch.zeros_like(delta)
+    )

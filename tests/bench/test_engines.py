@@ -55,14 +55,30 @@ def expected(batch: Batch, signal: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return torch.stack(outputs), {name: torch.stack([g[name] for g in gradients]) for name in batch.params}
 
 
+def kernels(batch: Batch) -> Tensor:
+    """K_t of one output, [m, n, n], from its gradient at every point of every member."""
+    n = batch.x.shape[1]
+    gradients = [
+        expected(batch, signal)[1] for signal in torch.eye(n).double()[:, None, :, None].expand(-1, len(batch.x), n, 1)
+    ]
+    flat = torch.stack([torch.cat([g[name].flatten(1) for name in g], 1) for g in gradients], 1)
+    return flat @ flat.mT
+
+
 def agree(found, batch: Batch, seed: int = 3) -> None:
-    """Outputs and gradients to rounding: each is a sum of at most some hundred products, 1e-16 of the largest each."""
+    """Outputs, gradients and kernels to rounding: each is a sum of at most some hundred products, 1e-16 of the largest
+    each."""
     point = Point.of(batch.params)
     gradient = Point.of({name: torch.full_like(value, torch.nan) for name, value in batch.params.items()})
     for _ in range(2):  # the buffers of the first call serve the second
         signal = torch.randn(batch.y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         z, gradients = expected(batch, signal)
         torch.testing.assert_close(found.forward(batch, point), z, rtol=1e-10, atol=1e-12 * float(z.abs().max() + 1))
+        points = max(1, batch.x.shape[1] - 1)
+        if (kernel := found.kernel(point, points)) is not None:
+            whole = kernels(batch)[:, :points, :points]
+            torch.testing.assert_close(kernel, whole, rtol=1e-10, atol=1e-11 * (float(whole.abs().max()) + 1))
+        assert (kernel is not None) == (isinstance(found, Matmul) and z.shape[2] == 1)
         found.backward(signal, gradient)
         for name, value in gradients.items():
             size = float(value.abs().max()) + 1
