@@ -14,8 +14,6 @@ MODULES = "WIDEBENCH_MODULES"
 """Environment variable: what that process imports (bench/preload.py), with commas between."""
 SERVER = "WIDEBENCH_SERVER"
 """Environment variable of the workers: that process, and the CPU seconds that it took to import."""
-SELDOM = ("torch.fx.experimental.symbolic_shapes",)
-"""What torch imports at the first gradient."""
 WANDB = ("wandb", "wandb.sdk.launch.inputs.internal")
 """What W&B imports, and what it imports at its first run."""
 
@@ -36,7 +34,7 @@ def forked(*modules: str) -> Iterator[None]:
     multiprocessing.set_forkserver_preload(["bench.preload"])
     set_start_method("forkserver", force=True)
     try:
-        with variable(MODULES, ",".join([*modules, *SELDOM])):
+        with variable(MODULES, ",".join(modules)):
             yield
     finally:
         set_start_method(None, force=True)

@@ -141,7 +141,8 @@ def _gradient(
 ) -> list[Tensor]:
     if not output.requires_grad:
         return [output.new_zeros(shape) for shape in shapes]
-    found = torch.autograd.grad(output, places, seed, retain_graph=not last, allow_unused=True)
+    # A number has no output gradient, for the shape of which torch would import sympy: half a second, once a process.
+    found = torch.autograd.grad((output * seed).sum(), places, retain_graph=not last, allow_unused=True)
     return [output.new_zeros(shape) if D is None else D for D, shape in zip(found, shapes, strict=True)]
 
 
