@@ -199,8 +199,8 @@ class _Descent:
     def iterate(self) -> None:
         """One forward pass, one host read, and a step (or its withdrawal)."""
         active, ledger, rule = self.active, self.ledger, self.rule
-        f = self.batch.outputs(self.engine.forward(self.batch, self.here))
         refreshed = self.refresh()
+        f = self.batch.outputs(self.engine.forward(self.batch, self.here))
         columns = [rule.loss.value(f, self.batch.y) / self.scale, self.lambda_max]
         squares = self.here.squares() if rule.weight_decay else None
         if squares is not None:
@@ -377,21 +377,22 @@ class _Descent:
             self.keep(diverged)
 
     def refresh(self) -> np.ndarray:
-        """Recompute lambda_max of the rows for which it is due, after their forward pass; returns which."""
+        """Recompute lambda_max of the rows for which it is due; returns which."""
         active, ledger = self.active, self.ledger
         due = ledger.count[active] >= ledger.due[active]
         if not due.any():
             return due
         due &= ~self.constant[active] | (ledger.count[active] == 0) | self.rule.sharpness
+        rows = np.flatnonzero(due).tolist()
         whole = self.rule.constant or self.rule.sharpness
-        if not self.rule.loss.curved and due.any():
-            points = lambda_points(self.batch, whole)
-            if (kernels := self.engine.kernel(self.here, points)) is not None:
-                self.lambda_max[due] = largest(kernels[due]) / points
-                return due
-        for data in sorted({self.batch.data[row] for row in np.flatnonzero(due)}):
-            rows = [row for row in np.flatnonzero(due).tolist() if self.batch.data[row] == data]
-            self.lambda_max[rows] = lambda_max(self.batch.keep(rows), self.rule.loss, whole)
+        points = lambda_points(self.batch, whole)
+        own = self.engine.kernel(self.batch, self.here, points) if rows and not self.rule.loss.curved else None
+        if own is not None:
+            self.lambda_max[rows] = largest(own[rows]) / points
+            return due
+        for data in sorted({self.batch.data[row] for row in rows}):
+            alike = [row for row in rows if self.batch.data[row] == data]
+            self.lambda_max[alike] = lambda_max(self.batch.keep(alike), self.rule.loss, whole)
         return due
 
     def share(self) -> float:

@@ -43,9 +43,9 @@ class Engine(Protocol):
         """Into ``gradient``: of ``sum(signal * z)`` in the parameters, for a constant signal [m, n, c]."""
         ...
 
-    def kernel(self, point: Point, points: int) -> Tensor | None:
-        """K_t, [m, points, points], of the first points, after ``forward`` and before ``backward``; None where that is
-        no cheaper than ``empirical_ntk``."""
+    def kernel(self, batch: Batch, point: Point, points: int) -> Tensor | None:
+        """K_t, [m, points, points], at the first inputs; None where ``empirical_ntk`` is to be asked. ``forward`` comes
+        after it."""
         ...
 
 
@@ -64,7 +64,7 @@ class Vmap:
     def backward(self, signal: Tensor, gradient: Point) -> None:
         gradient.fill(torch.autograd.grad(self.z, self.leaves, signal))
 
-    def kernel(self, point: Point, points: int) -> Tensor | None:
+    def kernel(self, batch: Batch, point: Point, points: int) -> Tensor | None:
         return None
 
 
@@ -90,7 +90,7 @@ class Loop:
     def backward(self, signal: Tensor, gradient: Point) -> None:
         gradient.fill(torch.autograd.grad(self.z, self.leaves, signal[0]))
 
-    def kernel(self, point: Point, points: int) -> Tensor | None:
+    def kernel(self, batch: Batch, point: Point, points: int) -> Tensor | None:
         return None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -136,12 +136,12 @@ class Matmul:
                 row, ones = bias[:, None], delta.new_ones(1).expand(len(delta), 1, delta.shape[1])
                 torch.baddbmm(row, ones, delta, beta=0, alpha=stage.beta, out=row)  # up to 4x faster than a sum
 
-    def kernel(self, point: Point, points: int) -> Tensor | None:
-        if self.inputs[-1].shape[2] > 1:
+    def kernel(self, batch: Batch, point: Point, points: int) -> Tensor | None:
+        if _value(batch, point, self.chain[-1].weight).shape[1] > 1:
             return None
-        total = self.inputs[-1].new_zeros(len(self.inputs[-1]), points, points)
-        for stage, h, delta in self._deltas(torch.ones_like(self.inputs[-1]), point, again=True):
-            h, delta = h[:, :points], delta[:, :points]
+        z = self.forward(replace(batch, x=batch.x[:, :points]), point)
+        total = z.new_zeros(len(z), points, points)
+        for stage, h, delta in self._deltas(torch.ones_like(z), point):
             deltas = delta @ delta.mT
             if stage.weight in point.views:
                 total += stage.alpha**2 * deltas * (h @ h.mT)
@@ -149,14 +149,14 @@ class Matmul:
                 total += stage.beta**2 * deltas
         return total
 
-    def _deltas(self, signal: Tensor, trained: Point, again: bool = False) -> Iterator[tuple[Stage, Tensor, Tensor]]:
+    def _deltas(self, signal: Tensor, trained: Point) -> Iterator[tuple[Stage, Tensor, Tensor]]:
         """The stages from the last to the lowest that has something trained, each with its input and the gradient of
-        ``sum(signal * z)`` in the output of its linear layer; ``again``: there will be another way back."""
+        ``sum(signal * z)`` in the output of its linear layer."""
         lowest = min(i for i, stage in enumerate(self.chain) if _is_trained(stage, trained))
         delta = signal if self.chain[-1].activation is None else signal.clone()
         for i in reversed(range(lowest, len(self.chain))):
             stage, h = self.chain[i], self.inputs[i]
-            delta = _pull(stage.activation, delta, self.inputs[i + 1], self.graphs[i], again)
+            delta = _pull(stage.activation, delta, self.inputs[i + 1], self.graphs[i])
             yield stage, h, delta
             if i > lowest:
                 below = self._buffer(f"d {i}", h.shape, h)
@@ -205,8 +205,8 @@ def _activate(activation: nn.Module | None, out: Tensor) -> tuple[Tensor, Graph 
     return after.detach(), (leaf, after)
 
 
-def _pull(activation: nn.Module | None, delta: Tensor, after: Tensor, graph: Graph | None, again: bool) -> Tensor:
-    """The way back through the activation; ``delta`` may be overwritten, and the graph is gone unless ``again``."""
+def _pull(activation: nn.Module | None, delta: Tensor, after: Tensor, graph: Graph | None) -> Tensor:
+    """The way back through the activation; ``delta`` may be overwritten."""
     kind = type(activation)
     if activation is None or kind is nn.Identity:
         return delta
@@ -214,8 +214,4 @@ def _pull(activation: nn.Module | None, delta: Tensor, after: Tensor, graph: Gra
         return IN_PLACE[kind][1](delta, after)
     assert graph is not None
     leaf, value = graph
-    return (
-        torch.autograd.grad(value, leaf, delta, retain_graph=again)[0]
-        if value.requires_grad
-        else torch.zeros_like(delta)
-    )
+    return torch.autograd.grad(value, leaf, delta)[0] if value.requires_grad else torch.zeros_like(delta)

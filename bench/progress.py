@@ -75,7 +75,9 @@ def reporter(folder: Path) -> Callable[[float], None]:
 def _is_orphan() -> bool:
     """Whether the process that started this one to work for it is gone."""
     parent = multiprocessing.parent_process()
-    return parent is not None and parent.sentinel is not None and not parent.is_alive()
+    if parent is None:
+        return False
+    return os.getppid() != parent.pid if parent.sentinel is None else not parent.is_alive()
 
 
 def clear(folder: Path) -> None:

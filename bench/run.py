@@ -229,7 +229,7 @@ def _split(cells: Sequence[Planned], own: dict[str, float], wall: float) -> str:
             processes[process] = max(processes.get(process, 0.0), found["process_seconds"])
             if found.get("server"):
                 server, imports = found["server"].split()
-                processes[server] = float(imports)
+                processes[server] = max(processes.get(server, 0.0), float(imports))
     split |= own
     total = sum(processes.values())
     split["start-up"] = total - sum(split.values())

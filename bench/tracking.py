@@ -343,7 +343,7 @@ def _lines(lines: list[tuple[np.ndarray, np.ndarray]], names: list[str], title: 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
     keep = np.isfinite(x) & np.isfinite(y)
     x, y = x[keep], y[keep]
-    chosen = np.unique(np.linspace(0, max(len(x) - 1, 0), min(len(x), _POINTS)).astype(int))
+    chosen = np.unique(np.linspace(0, max(len(x) - 1, 0), min(len(x), 2 * _POINTS)).astype(int))
     return x[chosen].tolist(), y[chosen].tolist()
 
 

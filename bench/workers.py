@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -18,17 +19,25 @@ WANDB = ("wandb", "wandb.sdk.launch.inputs.internal")
 """What W&B imports, and what it imports at its first run."""
 
 LONGEST = 70
-"""Characters of the folder of temporary files: the server's socket lies there, and its path has 104 at most."""
+"""Characters of the folder of temporary files: the server's socket lies there, and its path has 103 at most."""
+COMMANDS = ("bench.__main__", "bench.claims.__main__")
+
+
+def forkable() -> bool:
+    """Whether workers can be forked: not where the parent is a user's program, which they would run again, nor on
+    macOS, whose libraries do not bear it."""
+    command = getattr(sys.modules["__main__"].__spec__, "name", "")
+    return sys.platform == "linux" and command in COMMANDS and len(tempfile.gettempdir()) <= LONGEST
 
 
 @contextlib.contextmanager
 def forked(*modules: str) -> Iterator[None]:
     """While open, the workers that joblib starts have these modules: imported once (some five seconds), and in memory
-    once. Else each worker does so for itself.
+    once. Where that cannot be, each worker imports them for itself.
 
-    A process has one such server, which is of the environment in which the first worker was started.
+    The server keeps the environment of the moment at which the first worker was started.
     """
-    if len(tempfile.gettempdir()) > LONGEST:
+    if not forkable():
         yield
         return
     multiprocessing.set_forkserver_preload(["bench.preload"])

@@ -173,13 +173,14 @@ def _expand(arguments: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
 
 def _compose(overrides: tuple[str, ...], composed: dict[tuple[str, ...], DictConfig]) -> DictConfig:
     """As ``hydra.compose``, which takes a tenth of a second: cells of the same files are composed once (and found in
-    ``composed``), and their values put into copies, as Hydra does it in the end.
+    ``composed``), and their values put into copies, as Hydra does it in the end. Where order counts it is left to it.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     values = [o for o in parsed if "." in o.key_or_group and not o.key_or_group.startswith("hydra.")]
-    if any(o.type is not OverrideType.CHANGE or o.package for o in values):
-        return hydra.compose("config", list(overrides))
     files = tuple(o.input_line or "" for o in parsed if o not in values)
+    ordered = any(o.type is not OverrideType.CHANGE or o.package for o in values)
+    if ordered or any(isinstance(o.value(), dict) for o in parsed):
+        return hydra.compose("config", list(overrides))
     if files not in composed:
         composed[files] = hydra.compose("config", list(files))
     config = copy.deepcopy(composed[files])

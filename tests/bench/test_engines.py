@@ -73,12 +73,12 @@ def agree(found, batch: Batch, seed: int = 3) -> None:
     for _ in range(2):  # the buffers of the first call serve the second
         signal = torch.randn(batch.y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         z, gradients = expected(batch, signal)
-        torch.testing.assert_close(found.forward(batch, point), z, rtol=1e-10, atol=1e-12 * float(z.abs().max() + 1))
         points = max(1, batch.x.shape[1] - 1)
-        if (kernel := found.kernel(point, points)) is not None:
+        if (kernel := found.kernel(batch, point, points)) is not None:
             whole = kernels(batch)[:, :points, :points]
             torch.testing.assert_close(kernel, whole, rtol=1e-10, atol=1e-11 * (float(whole.abs().max()) + 1))
         assert (kernel is not None) == (isinstance(found, Matmul) and z.shape[2] == 1)
+        torch.testing.assert_close(found.forward(batch, point), z, rtol=1e-10, atol=1e-12 * float(z.abs().max() + 1))
         found.backward(signal, gradient)
         for name, value in gradients.items():
             size = float(value.abs().max()) + 1

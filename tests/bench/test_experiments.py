@@ -54,6 +54,7 @@ def test_wrong_settings_of_a_study_are_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_study_runs_once_and_leaves_a_page(tmp_path: Path) -> None:
     def bench(*arguments: str) -> str:
         command = [sys.executable, "-m", "bench", *SMALL, "study.domain=cube", *arguments]

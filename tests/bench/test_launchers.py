@@ -147,19 +147,25 @@ def test_a_killed_command_is_taken_up_again(launcher: str, undisturbed: Path, tm
 
 
 @pytest.mark.slow
-def test_sigterm_is_handed_on_to_the_workers(launcher: str, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whom", ["command", "group"])
+def test_sigterm_is_handed_on_to_the_workers(launcher: str, undisturbed: Path, tmp_path: Path, whom: str) -> None:
     """What is at work is kept to the step, not only to its last state a minute before; and nothing new is begun."""
     if launcher == "slurm":
         pytest.skip("the jobs of Slurm are ended by Slurm, with a SIGTERM of their own")
+    if launcher == "ray" and whom == "group":
+        pytest.skip("Ray's own processes end by it, and with them the workers")
     folder = folder_of(tmp_path, "sweep")
     (folder / "slow").touch()
     (folder / "died").touch()
     arguments = [*SWEEP, "model.width=12,14,18", f"hydra/launcher={launcher}"]
-    command = subprocess.Popen([sys.executable, "-m", "bench", *arguments], cwd=folder,
+    command = subprocess.Popen([sys.executable, "-m", "bench", *arguments], cwd=folder, start_new_session=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     until(lambda: bool(list(folder.glob("runs/*/.progress"))))
     time.sleep(2)
-    command.send_signal(signal.SIGTERM)  # to the command alone, not its workers
+    if whom == "command":
+        command.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(command.pid, signal.SIGTERM)
     assert command.wait(timeout=60) == EXIT_CODE
     begun = [store.read_record(path.parent) for path in folder.glob("runs/*/record.json")]
     assert begun

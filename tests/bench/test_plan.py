@@ -57,6 +57,7 @@ SWEPT = [
     ["experiment=width", "model.width=32,64"],
     ["-m", "task=digits", "model.width=8,16", "trainer.richness=ntk,1", "seeds={init: 2}", "++model.depth=2,1"],
     ["-m", "model=mlp", "model.width=8,16", "~compare.rivals", "trainer.levels=[]", "name='a b'"],
+    ["-m", "experiment=quick", "model.width=8,12", "seeds.init=3", "seeds={init: 2}"],
     ["-m", "experiment=quick", "compare.after.targets=[y],[y,self]", "model.width=8", "hydra.sweep.subdir=x"],
 ]
 

@@ -130,6 +130,7 @@ def test_runs_that_are_not_done_give_exit_code_1_and_their_reason(runs, tmp_path
     assert "unconverged: 2 of 6 members did not reach trainer.tolerance." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_real_run_is_reported(tmp_path):
     """A tiny sweep through both commands, as a user types them."""
 

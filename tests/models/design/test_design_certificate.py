@@ -232,6 +232,7 @@ def test_command_says_what_is_wrong(arguments, tmp_path, capsys) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_each_design_has_files_of_its_own(tmp_path) -> None:
     many = ",".join(["0.0123456789"] * 30)  # 389 characters: no name of a file
     with warnings.catch_warnings():
