@@ -14,14 +14,13 @@ from bench.ntk import as_operator, empirical_ntk, write_ntk
 from bench.ntk.precision import BACKENDS
 from tests.one_device import OneDevice
 
+pytestmark = pytest.mark.slow
+
 # An LSTM has no meta kernel for vmap, and recomputed activations are refused.
 NETWORKS = {n: pair for n, pair in {**networks(), **odd_networks()}.items() if n not in ("recurrent", "checkpointed")}
 
 
-# The one of the gated network takes as long as all others.
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n == "gated recurrent" else ()) for n in NETWORKS]
-)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_all_of_it_runs_on_the_inputs_device(name):
     net, shape = NETWORKS[name]
     x = inputs(name, shape, 9).to("meta")

@@ -11,6 +11,8 @@ from models.limits import infinite_width
 from models.resnet import resnet
 from tests.one_device import OneDevice
 
+pytestmark = pytest.mark.slow
+
 
 def on_meta(net: nn.Module, *shape: int) -> None:
     limit = infinite_width(net.to("meta"))

@@ -123,6 +123,7 @@ def test_bounded_signs_are_less_noisy() -> None:
     assert float(variances(plus, [], 1.0, "ntk", angles)) == pytest.approx(16.3, abs=0.05)
 
 
+@pytest.mark.slow
 def test_width_for(mimic) -> None:
     for tolerance in (0.03, 0.1):
         width = mimic.width_for(tolerance)
