@@ -17,7 +17,6 @@ SERVER = "WIDEBENCH_SERVER"
 """Environment variable of the workers: that process, and the CPU seconds that it took to import."""
 WANDB = ("wandb", "wandb.sdk.launch.inputs.internal")
 """What W&B imports, and what it imports at its first run."""
-
 LONGEST = 70
 """Characters of the folder of temporary files: the server's socket lies there, and its path has 103 at most."""
 COMMANDS = ("bench.__main__", "bench.claims.__main__")
@@ -26,7 +25,8 @@ COMMANDS = ("bench.__main__", "bench.claims.__main__")
 def forkable() -> bool:
     """Whether workers can be forked: not where the parent is a user's program, which they would run again, nor on
     macOS, whose libraries do not bear it."""
-    command = getattr(sys.modules["__main__"].__spec__, "name", "")
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # None in a script or a shell
+    command = spec.name if spec else ""
     return sys.platform == "linux" and command in COMMANDS and len(tempfile.gettempdir()) <= LONGEST
 
 

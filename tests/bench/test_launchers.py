@@ -86,7 +86,7 @@ def test_a_command_killed_while_it_ended_does_not_end_the_next(tmp_path: Path, m
     launch(cells, ["hydra/launcher=joblib"], [], lambda arguments: stopping.append(progress.stopping()))
     assert stopping == [False]
     assert not left.exists()
-    assert dict(os.environ) == before  # else processes that are started later end: they have other parents
+    assert dict(os.environ) == before  # else what is started later would obey it
 
 
 def test_a_launcher_that_is_not_here_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
