@@ -20,7 +20,7 @@ from bench.claims.judge import expected_of_controls
 from bench.claims.run import Outcome, check
 from bench.studies.study import fingerprint
 
-FIRST, APART = 40_000, 1_000
+FIRST, APART = 60_000, 1_000
 """Seeds of set k: from FIRST + APART k on. No window was set on them, and no two sets share any."""
 NEAR = 4.0
 """Seed standard deviations from the threshold, that a claim should have at least."""
@@ -54,7 +54,7 @@ def redraw(
     known = {
         (line["claim"], line["set"]): line
         for line in store.read_lines(results)
-        if (line["code"], line["size"], line["asked_seeds"]) == (code, size, seeds) and not line["reason"]
+        if (line["code"], line["size"], line["asked_seeds"]) == (code, size, seeds) and line["values"]
     }
 
     def attempt(claim: Claim, number: int) -> Line:
@@ -143,7 +143,7 @@ def _row(claim: Claim, lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _statistic(window: Window, values: Sequence[float | None]) -> dict[str, Any]:
-    x = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    x = np.array([value for value in values if value is not None and math.isfinite(value)], dtype=np.float64)
     mean = float(x.mean()) if len(x) else math.nan
     deviation = float(x.std(ddof=1)) if len(x) > 1 else math.nan
     row = {"n": len(x), "mean": mean, "deviation": deviation, "low": window.low, "high": window.high,

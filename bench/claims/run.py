@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Outcome:
 
     Attributes:
         seconds: CPU, of the studies it needs (shared ones count in full) when they ran.
-        reason: why a claim could not be judged; empty where it was.
+        reason: why a claim could not be judged; empty where it was. Where a seed gave no finite number, it says so.
     """
 
     claim: Claim
@@ -211,7 +212,16 @@ def verdict(claim: Claim, records: Records, seconds: float) -> Outcome:
     for control in claim.controls:
         found, its_checks = judge(claim, control.statistics(records))
         controls.append(ControlOutcome(control.wrong, found, expected, its_checks))
-    return Outcome(claim, own, checks, tuple(controls), seconds)
+    return Outcome(claim, own, checks, tuple(controls), seconds, _no_number(checks, records))
+
+
+def _no_number(checks: Sequence[Check], records: Records) -> str:
+    """Which statistics have a seed without a finite number, and what the studies say of it."""
+    names = [check.name for check in checks if not all(map(math.isfinite, check.values))]
+    if not names:
+        return ""
+    said = [record.reason for record in records if record.reason]
+    return " ".join([f"A seed gave no finite number: {', '.join(names)}.", *said])
 
 
 def _scores(statistics: Mapping[str, Any]) -> tuple[Score, ...]:

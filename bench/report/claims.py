@@ -65,7 +65,9 @@ def _section(claim: Json) -> str:
     size = "" if all(s["margin"] == 0 for s in claim["statistic"].values()) else f", one-sided size {claim['alpha']:g}"
     head += paragraph(f"{claim['kind'].capitalize()}{size}. {claim['power']} {claim['calibration']}".strip())
     if claim["reason"]:
-        return head + paragraph(claim["reason"])
+        head += paragraph(claim["reason"])
+    if not claim["statistic"]:
+        return head
     rows = [(escape(name), *_cells(s)) for name, s in claim["statistic"].items()]
     for control in claim["control"]:
         rows += [(f"control: {escape(control['wrong'])}: {escape(name)}", *_cells(s))

@@ -13,7 +13,7 @@ generalization with number of parameters in deep learning").
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -90,11 +90,8 @@ def bias_variance(settings: BiasVariance) -> Record:
         for name, fit in fits.items()
     }
     card = {"study": "bias_variance", **store.plain(settings), **_page(settings)}
-    record = result(_scores(settings, arrays), arrays, card)
-    if not unfinished:
-        return record
     networks = len(settings.seeds) * len(settings.widths) * settings.draws * settings.inits
-    return replace(record, status="unconverged", reason=f"{unfinished} of {networks} networks did not reach tolerance.")
+    return result(_scores(settings, arrays), arrays, card, unfinished=unfinished, networks=networks)
 
 
 def _table(settings: BiasVariance, seed: int) -> tuple[np.ndarray, np.ndarray, int]:

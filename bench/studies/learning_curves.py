@@ -6,7 +6,7 @@ learning"): does a kernel that a network has learnt learn as fast, from data of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,8 @@ def learning_curves(settings: LearningCurves) -> Record:
     arrays["n"] = np.array(settings.n)
     arrays["error_after_fresh"] = np.diagonal(arrays["error_fresh"], axis1=1, axis2=2).copy()
     card = {"study": "learning_curves", **store.plain(settings), **_page(settings, "error_infinite" in arrays)}
-    record = result(_scores(settings, arrays), arrays, card)
-    if not unfinished:
-        return record
     networks = len(settings.seeds) * settings.inits * len(settings.n)
-    return replace(record, status="unconverged", reason=f"{unfinished} of {networks} networks did not reach tolerance.")
+    return result(_scores(settings, arrays), arrays, card, unfinished=unfinished, networks=networks)
 
 
 def _seed(settings: LearningCurves, seed: int) -> tuple[dict[str, np.ndarray], int]:

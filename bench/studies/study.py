@@ -27,10 +27,23 @@ FOLDER = "studies"
 
 
 def result(
-    scores: tuple[Score, ...] = (), arrays: Mapping[str, Any] | None = None, card: Mapping[str, Any] | None = None
+    scores: tuple[Score, ...] = (),
+    arrays: Mapping[str, Any] | None = None,
+    card: Mapping[str, Any] | None = None,
+    *,
+    unfinished: int = 0,
+    networks: int = 0,
 ) -> Record:
-    """What a study function returns; its name and seconds are filled in where it is kept."""
-    return Record("", "done", "", dict(card or {}), tuple(scores), {}, dict(arrays or {}))
+    """What a study function returns; its name and seconds are filled in where it is kept.
+
+    Args:
+        unfinished: how many of its ``networks`` did not reach the tolerance: what they decide is nan in the arrays, and
+            the record is "unconverged" and says so.
+    """
+    status, reason = "done", ""
+    if unfinished:
+        status, reason = "unconverged", f"{unfinished} of {networks} networks did not reach tolerance."
+    return Record("", status, reason, dict(card or {}), tuple(scores), {}, dict(arrays or {}))
 
 
 @dataclass(frozen=True)

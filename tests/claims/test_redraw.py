@@ -37,6 +37,12 @@ def claim(name: str, shift: float, window: Window, **more: object) -> Claim:
     return Claim(**(fields | more))
 
 
+def logs(records: tuple[Record, ...]) -> dict[str, np.ndarray]:
+    """Of what is negative there is no logarithm: that seed gives no number."""
+    with np.errstate(invalid="ignore"):
+        return {"x": np.log(records[0].arrays["x"])}
+
+
 CLAIMS = [
     claim("safe", 5.0, Window(low=0.0, gap=9.0), controls=[Control("less", lambda r: {"x": r[0].arrays["x"] - 99})]),
     claim("near", 1.0, Window(low=0.0, high=50.0, every=True)),
@@ -81,6 +87,24 @@ def test_counts_and_distances(tmp_path: Path) -> None:
     assert len(redraw(CLAIMS[:1], tmp_path / "studies", file, 2, seeds=4, jobs=1)) == 2
     assert redraw(CLAIMS[:1], tmp_path / "none", file, 2, seeds=4, jobs=1)  # the line after the half one is read
     assert not (tmp_path / "none").exists()
+
+
+def test_a_seed_without_a_number_is_a_flip_with_its_reason(tmp_path: Path) -> None:
+    file = tmp_path / "redraws.jsonl"
+    arguments = ([claim("log", 1.5, Window(low=-9.0, gap=9.0), statistics=logs)], tmp_path / "studies", file, 5)
+    lines = redraw(*arguments, jobs=1)
+    (row,) = summary(arguments[0], lines, 5)["claims"]
+    with np.errstate(invalid="ignore"):
+        sets = [np.log(values(1.5, k)) for k in range(5)]
+    lost = [k for k in range(5) if not np.isfinite(sets[k]).all()]
+    assert 0 < len(lost) < 5, "the test must see both"
+    assert [flip["set"] for flip in row["flips"]] == lost
+    assert all(flip["reason"] == "A seed gave no finite number: x." for flip in row["flips"])
+    kept = np.concatenate(sets)[np.isfinite(np.concatenate(sets))]
+    assert row["statistics"]["x"]["n"] == len(kept)
+    assert row["statistics"]["x"]["mean"] == pytest.approx(kept.mean())
+    assert redraw(*arguments, jobs=1) == lines
+    assert len(file.read_text().splitlines()) == 5  # it has been judged: it is not tried again
 
 
 def test_the_bound_is_the_binomial_one() -> None:

@@ -78,7 +78,9 @@ def _slope(power: float) -> Callable[[Records], Statistics]:
 
 
 def _narrow(size: Size, seeds: Seeds) -> list[Request]:
-    settings = WidthDependence(d=8, depth=4, widths=(20,), levels=_HARD, n=(128,), inits=2, tolerance=1e-3, seeds=seeds)
+    settings = WidthDependence(
+        d=8, depth=4, widths=(20,), levels=_HARD, n=(128,), inits=2, step=0.5, tolerance=1e-3, seeds=seeds
+    )
     return [Request(width_dependence, settings)]
 
 

@@ -116,6 +116,14 @@ def test_distances_to_the_kernel() -> None:
     np.testing.assert_allclose(a["kernel_learnability"][0, 0, :, 0], (g * targets).mean(0), rtol=1e-9)
 
 
+def test_unfinished_networks_give_no_number_and_are_counted() -> None:
+    settings = WidthDependence(d=3, widths=(8, 16), levels=(1, 2), n=(4,), inits=2, max_steps=1, seeds=(6, 7))
+    record = width_dependence(settings)
+    assert (record.status, record.reason) == ("unconverged", "16 of 16 networks did not reach tolerance.")
+    assert np.isnan(record.arrays["network_mse"]).all()
+    assert np.isfinite(record.arrays["kernel_mse"]).all()
+
+
 def test_sparse_parities() -> None:
     settings = SparseParity(d=10, n=(20,), n_test=50, kernel_draws=3, width=16, tolerance=1e-2, seeds=(2,))
     a = sparse_parity(settings).arrays
