@@ -40,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         if chosen.list:
             print("\n".join(_entry(item) for item in items))
             return 0
+        for option in ("junit", "report"):
+            if chosen.redraw is not None and getattr(chosen, option) is not None:
+                raise ValueError(f"--{option} is not for --redraw, whose table --json writes.")
         page = None if chosen.report is None else chosen.report / "claims.html"
         kept = chosen.runs / FOLDER / "any"
         for option, path in (("--json", chosen.json), ("--junit", chosen.junit), ("--report", page), ("--runs", kept)):
@@ -70,10 +73,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _redraw(claims: Sequence[Claim], chosen: argparse.Namespace, own: Path | None) -> int:
-    lacking = {claim.name: reason for claim in claims if (reason := claim.lacks())}
-    for name, reason in lacking.items():
-        _tell(f"skipped {name}: {reason}")
-    claims = [claim for claim in claims if claim.name not in lacking]
     lines = redraw(
         claims, chosen.runs / FOLDER, chosen.runs / "redraws.jsonl", chosen.redraw, chosen.size, chosen.seeds,
         chosen.jobs, own, _tell,
@@ -82,10 +81,11 @@ def _redraw(claims: Sequence[Claim], chosen: argparse.Namespace, own: Path | Non
     if chosen.json is not None:
         store.write_text(chosen.json, json.dumps(found, indent=1) + "\n")
     near = ", ".join(found["closer_than_4_deviations"]) or "none"
+    off = ", ".join(found["predictions_more_than_4_errors_off"]) or "none"
     print(
-        f"{found['trials']} trials of {len(claims)} claims: {found['flips']} flips (chance alone: at most "
+        f"{found['trials']} trials of {len(found['claims'])} claims: {found['flips']} flips (chance alone: at most "
         f"{found['bound']}, 95 %), {found['controls_missed']} controls not rejected. Closer than 4 seed standard "
-        f"deviations to the threshold: {near}."
+        f"deviations to the threshold: {near}. Predictions more than 4 standard errors off: {off}."
     )
     return int(not found["within_bound"] or found["controls_missed"] > 0)
 

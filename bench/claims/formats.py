@@ -88,12 +88,20 @@ def junit(outcomes: Sequence[Result]) -> str:
         if isinstance(outcome, Skipped):
             ElementTree.SubElement(case, "skipped", message=_xml_text(outcome.reason))
         if not outcome.passed:
-            first = outcome.reason or (f"{outcome.verdict}, not {outcome.claim.recorded} as on record"
-                                       if isinstance(outcome, Outcome) else "")  # fmt: skip
-            ElementTree.SubElement(case, "failure", message=_xml_text(first)).text = text
+            ElementTree.SubElement(case, "failure", message=_xml_text(_why(outcome))).text = text
         ElementTree.SubElement(case, "system-out").text = text
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _why(outcome: Result) -> str:
+    """In one sentence, why it did not pass."""
+    if outcome.reason or not isinstance(outcome, Outcome):
+        return outcome.reason
+    if outcome.verdict != outcome.claim.recorded:
+        return f"{outcome.verdict}, not {outcome.claim.recorded} as on record"
+    kept = [control.wrong for control in outcome.controls if control.verdict != control.expected]
+    return f"control not rejected: {'; '.join(kept)}"
 
 
 def _xml_text(text: str) -> str:
@@ -121,7 +129,7 @@ def _check(check: Check) -> dict[str, Any]:
     return {
         "value": check.value, "standard_error": check.standard_error, "margin": check.margin, "low": check.low,
         "high": check.high, "distance": check.distance, "n_seeds": len(check.values), "values": check.values,
-        "verdict": check.verdict,
+        "every": check.every, "verdict": check.verdict,
     }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ class Check:
         value, standard_error: of the mean over seeds; nan error with a single seed.
         margin: half the width of the one-sided confidence bound at the check's size, t * standard error.
         distance: of the mean from the nearest bound, in standard deviations of one seed; positive inside the window.
+        every: each seed was judged by itself.
         values: one a seed.
     """
 
@@ -31,6 +32,7 @@ class Check:
     distance: float
     low: float
     high: float
+    every: bool
     values: tuple[float, ...]
 
 
@@ -85,7 +87,8 @@ def check(name: str, values: float | Sequence[float] | np.ndarray, window: Windo
             verdict = "holds"
         else:
             verdict = "inconclusive"
-    return Check(name, verdict, mean, error, margin, distance, window.low, window.high, tuple(map(float, x)))
+    seeds = tuple(map(float, x))
+    return Check(name, verdict, mean, error, margin, distance, window.low, window.high, window.every, seeds)
 
 
 def expected_of_controls(recorded: Verdict) -> Verdict:

@@ -23,7 +23,8 @@ from bench.studies.study import fingerprint
 FIRST, APART = 60_000, 1_000
 """Seeds of set k: from FIRST + APART k on. No window was set on them, and no two sets share any."""
 NEAR = 4.0
-"""Seed standard deviations from the threshold, that a claim should have at least."""
+"""Seed standard deviations from the threshold, that a claim should have at least; of a prediction, standard errors that
+the mean of all sets may be off at most."""
 
 Line = Mapping[str, Any]
 
@@ -39,7 +40,7 @@ def redraw(
     own: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Line]:
-    """One line a claim and seed set, old and new, in no order.
+    """One line a claim and seed set, old and new, in no order; none of a claim that lacks something here.
 
     The first set of all claims comes first and tells what each costs; then claim by claim, the cheapest first.
 
@@ -57,11 +58,13 @@ def redraw(
         if (line["code"], line["size"], line["asked_seeds"]) == (code, size, seeds) and line["values"]
     }
 
-    def attempt(claim: Claim, number: int) -> Line:
+    def attempt(claim: Claim, number: int) -> Line | None:
         if (claim.name, number) not in known:
             first = FIRST + APART * number
             (outcome,) = check([claim], folder, size, seeds, first, jobs, own=own)
-            assert isinstance(outcome, Outcome)
+            if not isinstance(outcome, Outcome):
+                tell(f"skipped {claim.name}: {outcome.reason}")
+                return None
             line = store.plain({**_line(outcome, number), "code": code, "size": size, "asked_seeds": seeds})
             known[claim.name, number] = line
             store.append_line(results, line)
@@ -70,8 +73,8 @@ def redraw(
             tell(f"{claim.name}, seeds from {first}, {line['seconds']:.1f} s: {said}{missed}")
         return known[claim.name, number]
 
-    cost = {claim.name: attempt(claim, 0)["seconds"] for claim in claims}
-    for claim in sorted(claims, key=lambda claim: cost[claim.name]):
+    cost = {claim.name: line["seconds"] for claim in claims if (line := attempt(claim, 0)) is not None}
+    for claim in sorted((claim for claim in claims if claim.name in cost), key=lambda claim: cost[claim.name]):
         for number in range(1, sets):
             attempt(claim, number)
     wanted = {claim.name for claim in claims}
@@ -85,11 +88,12 @@ def summary(claims: Sequence[Claim], lines: Iterable[Line], sets: int) -> dict[s
     probability 5 % at most, if every trial flips with its claim's alpha (two sides: 2 alpha) and trials are
     independent. ``distance`` is of the mean over all values of all sets from the nearest bound that decides, in
     standard deviations of one value; for a prediction, where there is no window, ``z`` is the mean's deviation in
-    standard errors instead.
+    standard errors instead: beyond 4 the prediction itself is in doubt, even if no set had seeds enough to refute it.
     """
     by_claim: dict[str, list[Line]] = {claim.name: [] for claim in claims}
     for line in lines:
         by_claim[line["claim"]].append(line)
+    claims = [claim for claim in claims if by_claim[claim.name]]
     rows = [_row(claim, sorted(by_claim[claim.name], key=lambda line: line["set"])) for claim in claims]
     trials = [(claim, len(by_claim[claim.name])) for claim in claims]
     bound = binomial_bound([2 * claim.alpha for claim, count in trials for _ in range(count)])
@@ -101,6 +105,8 @@ def summary(claims: Sequence[Claim], lines: Iterable[Line], sets: int) -> dict[s
         "controls_missed": sum(len(row["controls_missed"]) for row in rows),
         "closer_than_4_deviations": [row["name"] for row in rows if row["distance"] is not None
                                      and row["distance"] < NEAR],
+        "predictions_more_than_4_errors_off": [
+            row["name"] for row in rows if any(abs(s["z"] or 0) > NEAR for s in row["statistics"].values())],
         "cpu_seconds": round(sum(row["seconds"] for row in rows), 1), "claims": rows,
     }  # fmt: skip
 

@@ -44,7 +44,7 @@ def load(path: Path, known: Mapping[str, Item]) -> dict[str, Item]:
         module = importlib.import_module(path.stem)
     except (Exception, SystemExit) as error:
         raise ValueError(f"--claims {path} does not import: {type(error).__name__}: {error}") from error
-    if Path(str(module.__file__)).resolve() != path.resolve():
+    if Path(str(getattr(module, "__file__", ""))).resolve() != path.resolve():
         raise ValueError(f"--claims {path}: Python already knows another module {path.stem}: rename the file.")
     if not hasattr(module, "CLAIMS") and not hasattr(module, "MEASUREMENTS"):
         raise ValueError(f"--claims {path} has neither CLAIMS nor MEASUREMENTS, lists of what it adds.")

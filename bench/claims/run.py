@@ -119,16 +119,16 @@ def check(
     code = fingerprint(own)
     lacking: dict[str, str] = {}
     broken: dict[str, str] = {}
-    wanted: dict[str, Sequence[Request]] = {}
+    wanted: dict[str, Sequence[tuple[str, Request]]] = {}
     for item in items:
         try:
             lacking[item.name] = item.lacks()
             wanted[item.name] = [] if lacking[item.name] else _requests(item, size, seeds, first_seed)
-        except Exception as error:  # one claim's mistake must not end the others
+        except (Exception, SystemExit) as error:  # one claim's mistake must not end the others
             broken[item.name] = _sentence(error)
-    requests = {request.name: request for listed in wanted.values() for request in listed}
+    requests = {name: request for named in wanted.values() for name, request in named}
     jobs = jobs or (1 if size == "gpu" else os.cpu_count() or 1)
-    failed = _run(list(requests.values()), folder, code, jobs, tell)
+    failed = _run(requests, folder, code, jobs, tell)
     results: list[Result] = []
     for item in items:
         if item.name in broken:
@@ -136,40 +136,45 @@ def check(
         elif lacking[item.name]:
             results.append(Skipped(item, lacking[item.name]))
         else:
-            results.append(_judged(item, wanted[item.name], failed, folder, code))
+            results.append(_judged(item, wanted[item.name], failed, folder, code, seeds or item.seeds))
     return results
 
 
-def _requests(item: Item, size: Size, seeds: int | None, first_seed: int) -> Sequence[Request]:
+def _requests(item: Item, size: Size, seeds: int | None, first_seed: int) -> list[tuple[str, Request]]:
+    """Names and requests, in the claim's order."""
     count = item.seeds if seeds is None else seeds
-    return item.requests(size, tuple(range(first_seed, first_seed + count)))
+    return [(request.name, request) for request in item.requests(size, tuple(range(first_seed, first_seed + count)))]
 
 
-def _run(requests: list[Request], folder: Path, code: str, jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
+def _run(
+    requests: Mapping[str, Request], folder: Path, code: str, jobs: int, tell: Callable[[str], None]
+) -> dict[str, str]:
     """Run what is missing, the longest first; returns name -> sentence of those that failed."""
-    requests = [request for request in requests if find(request, folder, code) is None]
-    if not requests:
+    missing = {name: request for name, request in requests.items() if find(request, folder, code) is None}
+    if not missing:
         return {}
-    requests.sort(key=lambda request: -_seconds_before(request, folder))
-    jobs = min(jobs, len(requests))
-    failed: dict[str, str] = {}
-    with (
-        workers.forked("bench.claims"),
-        joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered") as parallel,
-    ):
-        done = parallel(joblib.delayed(_attempt)(request, folder, code) for request in requests)
-        for count, (name, reason) in enumerate(done, 1):
-            tell(f"{count}/{len(requests)} {name}{': failed: ' + reason if reason else ''}")
-            if reason:
-                failed[name] = reason
-    return failed
+    listed = sorted(missing.values(), key=lambda request: -_seconds_before(request, folder))
+    jobs = min(jobs, len(listed))
+    outcomes: dict[str, str] = {}
+    try:
+        with (
+            workers.forked("bench.claims"),
+            joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered") as parallel,
+        ):
+            for name, reason in parallel(joblib.delayed(_attempt)(request, folder, code) for request in listed):
+                outcomes[name] = reason
+                tell(f"{len(outcomes)}/{len(listed)} {name}{': failed: ' + reason if reason else ''}")
+    except Exception as error:  # a worker was killed, for its memory as a rule: what is done still counts
+        tell(f"The studies that were running are lost: {_sentence(error)}")
+        outcomes = dict.fromkeys(missing, "its worker process died: killed, or short of memory?") | outcomes
+    return {name: reason for name, reason in outcomes.items() if reason}
 
 
 def _attempt(request: Request, folder: Path, code: str) -> tuple[str, str]:
     torch.set_num_threads(1)  # one thread a study, and the same bits on every machine
     try:
         obtain(request, folder, code)
-    except Exception as error:  # one study's failure must not end the others
+    except (Exception, SystemExit) as error:  # one study's failure must not end the others
         return request.name, _sentence(error)
     return request.name, ""
 
@@ -182,30 +187,38 @@ def _seconds_before(request: Request, folder: Path) -> float:
 
 
 def _judged(
-    item: Item, requests: Sequence[Request], failed: Mapping[str, str], folder: Path, code: str
+    item: Item, requests: Sequence[tuple[str, Request]], failed: Mapping[str, str], folder: Path, code: str, seeds: int
 ) -> Outcome | Measured:
-    reasons = [f"{request.name} failed: {failed[request.name]}" for request in requests if request.name in failed]
+    reasons = [f"{name} failed: {failed[name]}" for name, _ in requests if name in failed]
     if reasons:
         return _unjudged(item, reasons[0])
-    records = tuple(obtain(request, folder, code) for request in requests)
+    found = [find(request, folder, code) for _, request in requests]
+    records = tuple(record for record in found if record is not None)
+    if len(records) < len(found):
+        lost = requests[found.index(None)][0]
+        return _unjudged(item, f"The record of {lost} is gone: was there another run with other claims in {folder}?")
     seconds = sum(float(record.card["seconds"]) for record in records)
     try:
         if isinstance(item, Measurement):
             return Measured(item, _scores(item.statistics(records)), seconds)
-        return verdict(item, records, seconds)
-    except Exception as error:  # a claim that cannot read its records is a failed claim, not a failed run
+        return verdict(item, records, seconds, seeds)
+    except (Exception, SystemExit) as error:  # a claim that cannot read its records is a failed claim, no failed run
         return _unjudged(item, _sentence(error))
 
 
-def verdict(claim: Claim, records: Records, seconds: float) -> Outcome:
+def verdict(claim: Claim, records: Records, seconds: float, seeds: int) -> Outcome:
     """Judge a claim and its controls on these records.
 
     Raises:
         KeyError: a window without a statistic.
+        ValueError: a statistic of more values than seeds, which are not independent.
     """
     statistics = claim.statistics(records)
     if absent := missing(claim, statistics):
         raise KeyError(f"no statistic for the windows {', '.join(absent)}")
+    for name, values in statistics.items():
+        if np.size(values) > seeds:
+            raise ValueError(f"statistic {name} has {np.size(values)} values for {seeds} seeds: give one a seed")
     own, checks = judge(claim, statistics)
     expected = expected_of_controls(claim.recorded)
     controls = []
@@ -229,7 +242,7 @@ def _scores(statistics: Mapping[str, Any]) -> tuple[Score, ...]:
     return tuple(summarise(name, list(values), list(range(len(values)))) for name, values in rows.items())
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

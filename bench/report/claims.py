@@ -54,7 +54,7 @@ def _badge(claim: Json) -> str:
     badge = f'<span class="badge {BADGES[verdict]}">{verdict}</span>'
     if verdict != claim["recorded"]:
         badge += f" on record: {claim['recorded']}"
-    elif not claim["passed"]:
+    elif not claim["passed"] and not claim["reason"]:
         badge += " but a control is not rejected"
     return badge
 
@@ -62,7 +62,7 @@ def _badge(claim: Json) -> str:
 def _section(claim: Json) -> str:
     head = f"<p>{_badge(claim)} {escape(claim['statement'])}</p>\n"
     head += paragraph(f"Source: {claim['source']}")
-    size = "" if all(s["margin"] == 0 for s in claim["statistic"].values()) else f", one-sided size {claim['alpha']:g}"
+    size = "" if all(s["every"] for s in claim["statistic"].values()) else f", one-sided size {claim['alpha']:g}"
     head += paragraph(f"{claim['kind'].capitalize()}{size}. {claim['power']} {claim['calibration']}".strip())
     if claim["reason"]:
         head += paragraph(claim["reason"])
@@ -83,7 +83,7 @@ def _cells(statistic: Json) -> tuple[str, str, str, str]:
         bounds = f"{low:.4g}"
     else:
         bounds = " and ".join(f"{sign} {bound:.4g}" for sign, bound in (("≥", low), ("≤", high)) if bound is not None)
-    return mean, bounds + ("" if statistic["margin"] else " each"), str(statistic["n_seeds"]), statistic["verdict"]
+    return mean, bounds + (" each" if statistic["every"] else ""), str(statistic["n_seeds"]), statistic["verdict"]
 
 
 def _number(value: float | None) -> str:

@@ -16,9 +16,6 @@ from bench.studies.study import result
 from bench.trained import seed_of
 from models.design import Hermite, design, hermite_activation
 from models.layers import Linear
-from tasks.tabular import breast_cancer, wine
-
-TABLES = {"breast_cancer": breast_cancer, "wine": wine}
 
 
 @dataclass(frozen=True)

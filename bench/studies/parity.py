@@ -114,9 +114,10 @@ def monomials(settings: Monomials) -> Record:
     """Test errors of regressions, relative to the target's mean square.
 
     Arrays: ``levels`` [seeds, 5], with the NTK of two hidden ReLU layers on monomials of degree 1 to 5 (scores
-    ``degree_1`` to ``degree_5``); ``random`` [seeds] and ``random_accuracy``, the same on random signs; for x1 x2 x3
-    ``designed`` (K = c^3 + c / 100) and ``relu_<depth>``; ``a_3`` and ``a_3_shuffled``, the coefficient of c^3 that
-    ``design((X, y))`` finds (of a sum of 1), and with shuffled labels.
+    ``degree_1`` to ``degree_5``); ``product_accuracy`` [seeds], its accuracy on x1 x2; ``random`` and
+    ``random_accuracy``, error and accuracy on random signs; for x1 x2 x3 ``designed`` (K = c^3 + c / 100) and
+    ``relu_<depth>``; ``a_3`` and ``a_3_shuffled``, the coefficient of c^3 that ``design((X, y))`` finds (of a sum of
+    1), and with shuffled labels.
     """
     columns: dict[str, list[float | list[float]]] = {}
     for seed in settings.seeds:
@@ -129,13 +130,18 @@ def monomials(settings: Monomials) -> Record:
         c = _points(cubic) @ cubic.x_train.double().T / settings.d
         generator = torch.Generator().manual_seed(seed_of("labels", seed))
         signs = torch.randn(settings.n + settings.n_test, 1, generator=generator).sign().double()
-        f = _regression(cubic, _relu_kernel(cubic, 2), signs[: settings.n])
+        kernels = [_relu_kernel(task, 2) for task in cubes]
+        fitted = [_regression(task, kernel) for task, kernel in zip(cubes, kernels, strict=True)]
+        f = _regression(cubic, kernels[2], signs[: settings.n])
         row: dict[str, float | list[float]] = {
-            "levels": [_error(task, _relu_kernel(task, 2)) for task in cubes],
+            "levels": [_relative_error(task, g) for task, g in zip(cubes, fitted, strict=True)],
+            "product_accuracy": _accuracy(fitted[1], cubes[1].y_test),
             "random": float((f - signs[settings.n :]).square().mean()),
-            "random_accuracy": float((f.sign() == signs[settings.n :]).double().mean()),
+            "random_accuracy": _accuracy(f, signs[settings.n :]),
             "designed": _error(cubic, c**3 + 0.01 * c),
-            **{f"relu_{depth}": _error(cubic, _relu_kernel(cubic, depth)) for depth in (1, 2, 4)},
+            "relu_1": _error(cubic, _relu_kernel(cubic, 1)),
+            "relu_2": _relative_error(cubic, fitted[2]),
+            "relu_4": _error(cubic, _relu_kernel(cubic, 4)),
             "a_3": _coefficient(cubic.x_train, cubic.y_train),
             "a_3_shuffled": _coefficient(cubic.x_train, cubic.y_train[torch.randperm(settings.n, generator=generator)]),
         }
@@ -145,8 +151,12 @@ def monomials(settings: Monomials) -> Record:
     levels = {f"degree_{k + 1}": arrays["levels"][:, k] for k in range(5)}
     single = {name: values for name, values in arrays.items() if values.ndim == 1}
     scores = tuple(summarise(name, list(values), settings.seeds) for name, values in (levels | single).items())
-    kernels, labels = ("designed", "relu_1", "relu_2", "relu_4"), ("a_3", "a_3_shuffled")
-    arrays |= {"degree": np.arange(1, 6), "cubic": np.stack([arrays[name] for name in kernels], 1), **places(kernels)}
+    of_kernels, labels = ("designed", "relu_1", "relu_2", "relu_4"), ("a_3", "a_3_shuffled")
+    arrays |= {
+        "degree": np.arange(1, 6),
+        "cubic": np.stack([arrays[name] for name in of_kernels], 1),
+        **places(of_kernels),
+    }
     arrays |= {"found": np.stack([arrays[name] for name in labels], 1), "labelled": np.arange(len(labels))}
     error = "test error / mean square of the target"
     panels = (
@@ -197,8 +207,16 @@ def _regression(task: Task, kernel: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def _error(task: Task, kernel: Tensor) -> float:
+    return _relative_error(task, _regression(task, kernel))
+
+
+def _relative_error(task: Task, f: Tensor) -> float:
     y = task.y_test.double()
-    return float((_regression(task, kernel) - y).square().sum() / y.square().sum())
+    return float((f - y).square().sum() / y.square().sum())
+
+
+def _accuracy(f: Tensor, signs: Tensor) -> float:
+    return float((f.sign() == signs).double().mean())
 
 
 def _trained(net: nn.Module, task: Task, settings: Parity, seed: int) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 
 from bench import store
@@ -106,25 +107,28 @@ def obtain(request: Request, folder: Path, code: str = "") -> Record:
 
 @functools.cache
 def fingerprint(own: Path | None = None) -> str:
-    """A hash of the suite's own source, torch's and NumPy's versions: it changes with what could change a result.
+    """A hash of the suite's own source, its configuration, and the versions of what computes: torch, NumPy and SciPy.
 
-    ``own``: a folder of a user's studies; all Python files in and below it count, too, but for hidden folders and
-    virtual environments.
+    It changes with what could change a result.
+
+    ``own``: a folder of a user's studies; all Python files in and below it count, too, but for hidden files and
+    folders and virtual environments.
     """
-    digest = hashlib.sha256(f"torch {torch.__version__} numpy {np.__version__}".encode())
-    for package in ("bench", "models", "tasks"):
-        _add_sources(digest, ROOT, ROOT / package)
+    versions = f"torch {torch.__version__} numpy {np.__version__} scipy {scipy.__version__}"
+    digest = hashlib.sha256(versions.encode())
+    for package in ("bench", "models", "tasks", "conf"):
+        _add_sources(digest, ROOT, ROOT / package, (".py", ".yaml"))
     if own is not None:
         _add_sources(digest, own, own)
     return digest.hexdigest()[:16]
 
 
-def _add_sources(digest: hashlib._Hash, root: Path, folder: Path) -> None:
+def _add_sources(digest: hashlib._Hash, root: Path, folder: Path, endings: tuple[str, ...] = (".py",)) -> None:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if f[0] != "." and not (Path(parent, f) / "pyvenv.cfg").exists())
         for name in sorted(files):
-            if name.endswith(".py"):
-                path = Path(parent, name)
+            path = Path(parent, name)
+            if path.suffix in endings and name[0] != "." and path.is_file():  # .#name.py is an editor's lock
                 digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
 
 

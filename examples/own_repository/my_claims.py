@@ -21,7 +21,7 @@ from bench.record import Record
 from bench.studies.fits import slopes
 from bench.studies.study import Request, result
 from bench.train import Trainer
-from bench.trained import members, seed_of
+from bench.trained import Member, seed_of
 from models.limits import infinite_width
 
 
@@ -70,12 +70,13 @@ def lazy_network(settings: Lazy) -> Record:
     """
     tasks = [rings(settings.n_train, settings.n_test, seed_of("data", seed)) for seed in settings.seeds]
     net = Residual(settings.width)
-    trained = Trainer(richness="ntk", tolerance=settings.tolerance).fit(net, tasks, members(len(tasks), 1))
+    members = [Member(data, init=seed) for data, seed in enumerate(settings.seeds)]  # networks of their own, too
+    trained = Trainer(richness="ntk", tolerance=settings.tolerance).fit(net, tasks, members)
     found: dict[str, list[float]] = {"initial": [], "shuffled": []}
-    for member, task in enumerate(tasks):
+    for member, (task, seed) in enumerate(zip(tasks, settings.seeds, strict=True)):
         kernel = trained.ntk[member, 0]
         network, n = trained.f_T[member, settings.n_train :].double(), settings.n_train
-        generator = torch.Generator().manual_seed(member)
+        generator = torch.Generator().manual_seed(seed_of("shuffles", seed))
         orders = [torch.randperm(n, generator=generator) for _ in range(settings.shuffles)]
         left = []
         for order in (torch.arange(n), *orders):

@@ -62,10 +62,10 @@ def test_a_control_that_passes_and_a_missing_one_are_found(recorded: str) -> Non
         statistics=lambda records: own, windows={"a": Window(0, 1, gap=3)},
         controls=[Control("other", lambda records: other)], power="any", recorded=recorded, alpha=0.01,
     )  # fmt: skip
-    good = verdict(claim, (), 0.0)
+    good = verdict(claim, (), 0.0, 3)
     assert_controls_are_rejected(good)
     assert good.passed
-    toothless = verdict(replace(claim, controls=[Control("nothing", lambda records: own)]), (), 0.0)
+    toothless = verdict(replace(claim, controls=[Control("nothing", lambda records: own)]), (), 0.0, 3)
     assert toothless.verdict == recorded
     assert not toothless.passed
     with pytest.raises(AssertionError, match="NOT"):

@@ -116,6 +116,7 @@ def test_a_users_claims(mine: Path, tmp_path: Path) -> None:
         (["--seeds", "many"], "--seeds"),
         (["--redraw", "1"], "--redraw must be"),
         (["--redraw", "20", "--seeds", "1001"], "--seeds must be"),
+        (["--redraw", "20", "--junit", "x.xml"], "--junit is not for --redraw"),
         (["--json", "."], "--json . cannot be written: it is a folder"),
         (["--json", f"{__file__}/x.json"], "cannot be written"),
         (["--junit", f"{__file__}/x.xml"], "--junit"),
@@ -184,7 +185,7 @@ def test_a_broken_file_of_claims_is_one_sentence(
 
 @pytest.mark.slow
 def test_one_claims_mistake_does_not_end_the_others(mine: Path, tmp_path: Path) -> None:
-    """Requests that raise, a study within a function, statistics of a wrong shape, a message that XML cannot hold."""
+    """Requests that raise or are none, studies that exit or kill their process, statistics of a wrong shape, ..."""
     mine.write_text(
         mine.read_text().replace("no such height", "no such \\x00 height")
         + """
@@ -192,7 +193,13 @@ from dataclasses import replace
 good = CLAIMS[0]
 def raises(size, seeds):
     raise LookupError("no requests")
+def exits(settings):
+    raise SystemExit(0)
 CLAIMS += [
+    replace(good, name="bad-none", requests=lambda size, seeds: None),
+    replace(good, name="bad-settings", requests=lambda size, seeds: [Request(heights, {1, 2})]),
+    replace(good, name="bad-exit", requests=lambda size, seeds: [Request(exits, Settings(0.5, seeds))]),
+    replace(good, name="bad-count", statistics=lambda records: {"height": [0.5] * 80}),
     replace(good, name="bad-requests", requests=raises),
     replace(good, name="bad-study", requests=lambda size, seeds: [Request(lambda settings: None, 1)]),
     replace(good, name="bad-shape", statistics=lambda records: {"height": [[1.0, 2.0]]}),
@@ -213,6 +220,10 @@ CLAIMS += [
     assert "top of a module" in claims["bad-study"]["reason"]
     assert "shape [1, 2]" in claims["bad-shape"]["reason"]
     assert "shape [0]" in claims["bad-values"]["reason"]
+    assert "NoneType" in claims["bad-none"]["reason"]
+    assert "set" in claims["bad-settings"]["reason"]
+    assert "SystemExit: 0" in claims["bad-exit"]["reason"]
+    assert "80 values for 8 seeds" in claims["bad-count"]["reason"]
     assert claims["bad-control"]["verdict"] == "holds"
     assert not claims["bad-control"]["passed"]
     assert claims["mine-true"]["passed"]
@@ -225,8 +236,53 @@ CLAIMS += [
         "tests": len(suite.findall("testcase")), "failures": len(suite.findall("testcase/failure")),
         "errors": 0, "skipped": len(suite.findall("testcase/skipped")),
     }  # fmt: skip
-    assert (counts["tests"], counts["failures"], counts["skipped"]) == (11, 7, 1)
+    assert (counts["tests"], counts["failures"], counts["skipped"]) == (15, 11, 1)
+    said = [failure.get("message") for failure in suite.findall("testcase[@name='bad-control']/failure")]
+    assert said == ["control not rejected: not wrong"]
     assert run(mine, "skipped-here").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_own_study(mine: Path, tmp_path: Path) -> None:
+    """As the kernel does where memory is short. What was done before is kept, and the next run goes on from there."""
+    mine.write_text(
+        mine.read_text()
+        + """
+import os, signal, time
+def killed(settings):
+    other = Path("{log}")
+    while not (other.exists() and other.read_text().count("ran") == 1):
+        time.sleep(0.05)
+    time.sleep(1)  # the other study is written
+    os.kill(os.getpid(), signal.SIGKILL)
+CLAIMS.append(claim("mine-killed", 0.5))
+object.__setattr__(CLAIMS[-1], "requests", lambda size, seeds: [Request(killed, Settings(0.5, seeds))])
+""".replace("{log}", str(tmp_path / "log"))
+    )
+    out = tmp_path / "out.json"
+    done = run(mine, "mine-true", "mine-killed", "--jobs", "2", "--json", str(out))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    claims = {claim["name"]: claim for claim in json.loads(out.read_text())["claims"]}
+    assert "process died" in claims["mine-killed"]["reason"]
+    assert claims["mine-true"]["passed"]
+    assert run(mine, "mine-true").returncode == 0
+    assert (tmp_path / "log").read_text().count("ran") == 1
+
+
+def test_configuration_counts_as_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies take their tasks and models from it. An editor's lock beside a user's claims, a dead link, does not."""
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setattr("bench.studies.study.ROOT", tmp_path)
+    found = []
+    for text in ("n_train: 128", "n_train: 64", "n_train: 128"):
+        (tmp_path / "conf" / "task.yaml").write_text(text)
+        fingerprint.cache_clear()
+        found.append(fingerprint(tmp_path))
+        (tmp_path / ".#mine.py").unlink(missing_ok=True)
+        (tmp_path / ".#mine.py").symlink_to("somebody@somewhere.123")
+    fingerprint.cache_clear()
+    assert found[0] == found[2] != found[1]
 
 
 @pytest.mark.parametrize("damage", ["record.json", "arrays.npz", "no arrays", "no card"])

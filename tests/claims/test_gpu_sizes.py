@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 
 from bench.claims import Claim, Measurement
+from bench.claims.claim import Size
+from bench.claims.theory import width_limits
 from bench.studies.named import make, shapes_of
 from bench.studies.scored_networks import ScoredNetworks, scales
+from bench.studies.study import result
 from bench.train import Trainer
 from bench.trained import seed_of
 
@@ -44,6 +48,18 @@ def test_gpu_sized_networks_can_be_made() -> None:
         trainer = Trainer(**settings.trainer)
         trainer.check(net)
         assert net(task.x_train.to("meta")).shape == task.y_train.shape
+
+
+@pytest.mark.parametrize("size", ["cpu", "gpu"])
+def test_series_of_widths_are_told_apart(size: Size) -> None:
+    """Where the two series of a claim do not have as many widths, and where they have one each."""
+    for requests in (width_limits._both, width_limits._smooth_and_rich, width_limits._widest):
+        listed = [request.settings for request in requests(size, SEEDS)]
+        records = tuple(result(arrays={"width": np.array(settings.width)}) for settings in listed)
+        turn = len(width_limits._first(records))
+        kinds = [(settings.activation, settings.trainer["richness"]) for settings in listed]
+        assert len(set(kinds[:turn])) == len(set(kinds[turn:])) == 1
+        assert len(width_limits._second(records)) == len(records) - turn
 
 
 def _width(settings: object) -> int:

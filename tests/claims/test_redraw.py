@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,7 @@ def test_counts_and_distances(tmp_path: Path) -> None:
     assert len(flips) >= 1, "the test must see a flip"
     assert found["flips"] == sum(len(row["flips"]) for row in rows.values())
     assert found["closer_than_4_deviations"] == ["near"]
+    assert not found["predictions_more_than_4_errors_off"]
     assert any("NOT as on record" in line for line in said)
     assert not found["controls_missed"]
     # What is done is read; a half line and lines of other code or seeds are not counted.
@@ -105,6 +106,22 @@ def test_a_seed_without_a_number_is_a_flip_with_its_reason(tmp_path: Path) -> No
     assert row["statistics"]["x"]["mean"] == pytest.approx(kept.mean())
     assert redraw(*arguments, jobs=1) == lines
     assert len(file.read_text().splitlines()) == 5  # it has been judged: it is not tried again
+
+
+def test_a_claim_that_lacks_something_is_left_out(tmp_path: Path) -> None:
+    both = [replace(CLAIMS[0], name="lacking", lacks=lambda: "No telescope."), CLAIMS[0]]
+    said: list[str] = []
+    lines = redraw(both, tmp_path / "studies", tmp_path / "redraws.jsonl", 2, jobs=1, tell=said.append)
+    assert [row["name"] for row in summary(both, lines, 2)["claims"]] == ["safe"]
+    assert "skipped lacking: No telescope." in said
+
+
+def test_a_wrong_prediction_shows_though_no_set_refutes_it(tmp_path: Path) -> None:
+    wrong = [claim("wrong-prediction", 0.7, predicted(0.0, gap=9.0))]
+    lines = redraw(wrong, tmp_path / "studies", tmp_path / "redraws.jsonl", 10, jobs=1)
+    x = np.concatenate([values(0.7, k) for k in range(10)])
+    assert x.mean() / (x.std(ddof=1) / 80**0.5) > 4, "the test must see it"
+    assert summary(wrong, lines, 10)["predictions_more_than_4_errors_off"] == ["wrong-prediction"]
 
 
 def test_the_bound_is_the_binomial_one() -> None:

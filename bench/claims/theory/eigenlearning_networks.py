@@ -55,7 +55,7 @@ def _broken(name: str) -> Callable[[Records], Statistics]:
 def _flow(name: str) -> Callable[[Records], Statistics]:
     def statistics(records: Records) -> Statistics:
         a = records[0].arrays
-        return {"median error": np.median(np.abs(a[name] / a["network"] - 1), 1)}
+        return {"largest error": np.abs(a[name] / a["network"] - 1).max(1)}
 
     return statistics
 
@@ -117,7 +117,7 @@ def _features(size: Size, seeds: Seeds) -> list[Request]:
 
 
 def _descent(name: str) -> Callable[[Records], Statistics]:
-    """Over all k but k = n, where the theory of the mean and the measured mean differ by construction."""
+    """Over all k, the peak at k = n among them."""
 
     def statistics(records: Records) -> Statistics:
         a = records[0].arrays
@@ -165,9 +165,9 @@ CLAIMS = [
         statement="The test error of a lazy network at any time t is that of the exact flow of its K_0 within 3 %.",
         source="Lee et al. 2019", kind="calibrated", requests=_flow_requests, seeds=4, calibration=SET,
         statistics=_flow("initial"),
-        windows={"median error": Window(high=0.03, every=True)},
+        windows={"largest error": Window(high=0.03, every=True)},
         controls=[Control("the flow at 2 t", _flow("twice"))],
-        power="Median over eight moments of training: .005; twice the time is off by 14 %.",
+        power="Largest over eight moments of training: .003 to .012; at twice the time .21 to .23.",
     ),
     Claim(
         name="eigenlearning-width-exponent",

@@ -163,7 +163,7 @@ CLAIMS = [
     ),
     Claim(
         name="catapult",
-        statement="With c = 2.5 training does not diverge: it comes down at a lambda_max less than .8 of that before.",
+        statement="With c = 2.5 training does not diverge, and ends at a lambda_max less than .8 of that before.",
         source="Lewkowycz et al. 2020",
         kind="calibrated",
         requests=_catapult,

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from bench.claims.claim import Claim, Control, Measurement, Records, Size, Statistics, Window
+from bench.claims.theory import RESIZED
 from bench.record import Record
 from bench.studies.scored_networks import ScoredNetworks, scored_networks
 from bench.studies.study import Request
@@ -101,8 +102,9 @@ CLAIMS = [
         statistics=_over_full("after", 0, 1),
         windows={ONE_HOT: Window(low=np.log(4), gap=1.0), BALANCED: Window(low=np.log(4), gap=1.2)},
         controls=[Control("K_0 of lazy networks, where the sum form loses", _over_full("initial", 3, 3))],
-        power="Seeds scatter by .12 and .23; measured 2.2 and 2.5.",
-        calibration="Windows from seeds 100 to 105 (balanced codes: 100 to 103), 2026-11-27.",
+        power="Draws scatter by .12 and .23 about 2.2 and 2.5; of a size of 1e-3, six refute ratios of 2.8 and 2.1.",
+        calibration=f"Windows from seeds 100 to 105 (balanced codes: 100 to 103), 2026-11-27. {RESIZED}",
+        alpha=1e-3,
     ),
 ]
 
