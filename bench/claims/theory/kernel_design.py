@@ -92,7 +92,7 @@ def _tracks(task: Literal["breast_cancer", "wine"]) -> Claim:
         statistics=_gaps("mimic"),
         windows={f"{part}: gap ratio - {share}": Window(high=0.0, gap=0.4) for part, share in SHARES.items()},
         controls=[Control("another shallow ReLU network in place of the mimic", _gaps("relu_again"))],
-        power="Seeds scatter by a tenth to a fifth of the shallow network's gap.",
+        power="Seeds scatter by .11 to .16 of the shallow network's gap, about .15 of it: sixteen refute .23 beyond.",
         calibration=CALIBRATED,
         seeds=16,
     )
@@ -180,7 +180,7 @@ CLAIMS = [
             Control("the published activation", _regressions("published")),
             Control("one hidden ReLU layer of the best scale", _regressions("relu")),
         ],
-        power="Deterministic kernels; each data draw must lie within.",
+        power="Deterministic kernels; each data draw must lie within: .0008 and .004 to .006 in 20 sets.",
         calibration=CALIBRATED,
     ),
     _tracks("breast_cancer"),
@@ -207,7 +207,7 @@ CLAIMS = [
         statistics=_antipodes("sine_kernel"),
         windows={"learnability - antipodes seen": Window(-0.02, 0.02, every=True)},
         controls=[Control("the kernel of 4 hidden ReLU layers", _antipodes("relu_kernel"))],
-        power="Each seed must lie within.",
+        power="Every seed: within .001 in 168 draws; the ReLU kernel is off by .89.",
         calibration=CALIBRATED,
     ),
     Claim(
@@ -219,7 +219,7 @@ CLAIMS = [
         statistics=_accuracy("sine_net"),
         windows={"accuracy": Window(low=0.95, every=True)},
         controls=[Control("a shallow ReLU network", _accuracy("relu_net"))],
-        power="Each seed must lie within.",
+        power="Every seed: .98 and more in 168 draws; the ReLU network has .34.",
         calibration=CALIBRATED,
     ),
     Claim(
@@ -231,7 +231,7 @@ CLAIMS = [
         statistics=_cubic("designed"),
         windows={"test error": Window(high=0.05, every=True)},
         controls=[Control(f"{depth} hidden ReLU layers", _cubic(f"relu_{depth}")) for depth in (1, 2, 4)],
-        power="Each seed must lie within.",
+        power="Every seed: below 1e-18 in 160 draws; ReLU kernels err .65 to 1.8.",
         calibration=CALIBRATED,
     ),
     Claim(
@@ -243,7 +243,7 @@ CLAIMS = [
         statistics=_found("a_3"),
         windows={"a_3": Window(low=0.9, every=True)},
         controls=[Control("shuffled labels", _found("a_3_shuffled"))],
-        power="Each seed must lie within.",
+        power="Every seed: 1.00 in 160 draws; shuffled labels give .06.",
         calibration=CALIBRATED,
     ),
 ]

@@ -117,7 +117,7 @@ CLAIMS = [
         statistics=_rises,
         windows={"least rise from level to level": Window(low=0.0, every=True)},
         controls=[Control("degrees 3 and 4 exchanged", _rises_in_disorder)],
-        power="Each seed must lie within.",
+        power="Every seed: .024 to .051 in 160 draws; exchanged degrees fall by .5.",
         calibration=CALIBRATED,
     ),
     Claim(
