@@ -29,6 +29,11 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise ValueError(f"trainer.{name} must be a whole number of at least {least}, not {value!r}.")
 
 
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):  # the words no and off are texts to Hydra, and true to Python
+        raise ValueError(f"trainer.{name} must be true or false, not {value!r}.")
+
+
 def check_number(name: str, value: Any, meaning: str, low: float, high: float, low_too: bool = False) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (low < value < high or (low_too and value == low)):

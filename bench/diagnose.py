@@ -360,14 +360,20 @@ def _every_task(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: unknown arguments.
     """
+    from bench import store
     from bench.arguments import settings
-    from bench.studies.study import Request, fingerprint, obtain
+    from bench.studies.study import FOLDER, Request, fingerprint, obtain
     from bench.studies.task_alignment import ShippedTasks, shipped_tasks
 
     chosen = settings(arguments, {"tasks": "", "runs": "runs"}, "use python -m bench.diagnose tasks=all [runs=DIR]")
     if chosen["tasks"] != "all":
         raise ValueError(f"tasks must be all, not {chosen['tasks']}; for one task, task={chosen['tasks']}.")
-    record = obtain(Request(shipped_tasks, ShippedTasks()), Path(chosen["runs"]) / "studies", fingerprint())
+    folder = Path(chosen["runs"]) / FOLDER
+    try:
+        store.check_writable("runs", folder / "any")
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    record = obtain(Request(shipped_tasks, ShippedTasks()), folder, fingerprint())
     columns = ("over_chance", "z", "power_tenth", "predicted", "measured")
     print(f"{record.card['title']}, mean ± error over {record.scores[0].n_seeds} data draws; errors are test errors.")
     print(f"{'task':<16}" + "".join(f"{column:>22}" for column in columns))

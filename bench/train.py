@@ -16,7 +16,7 @@ from torch.func import functional_call
 from bench.agreement import check_draws, check_fit
 from bench.anchor import minimise
 from bench.batch import Batch
-from bench.checks import check_count, check_number, check_richness, check_step
+from bench.checks import check_count, check_flag, check_number, check_richness, check_step
 from bench.descent import Rule, descend
 from bench.engines import METHODS
 from bench.grouping import Cost, groups
@@ -104,6 +104,8 @@ class Trainer:
     method: str = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("centred", "constant", "accelerated", "sharpness", "readout_only"):
+            check_flag(name, getattr(self, name))
         check_richness(self.richness)
         check_step(self.step, self.constant, self.accelerated)
         for name, choices in (("loss", LOSSES), ("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("dtype", DTYPES),

@@ -133,18 +133,29 @@ class Claim:
             raise ValueError(f"claim {self.name}: a claim needs a control, something wrong that it rejects.")
         if not self.windows:
             raise ValueError(f"claim {self.name}: a claim needs a window for at least one statistic.")
+        if not (isinstance(self.windows, Mapping) and all(isinstance(w, Window) for w in self.windows.values())):
+            raise ValueError(f"claim {self.name}: windows must be a Window for each statistic's name.")
+        if not (isinstance(self.controls, list | tuple) and all(isinstance(c, Control) for c in self.controls)):
+            raise ValueError(f"claim {self.name}: controls must be a list of Control objects.")
+        for field in ("requests", "statistics", "lacks"):
+            check_callable(f"claim {self.name}: {field}", getattr(self, field))
         if self.kind == "calibrated" and not self.calibration:
             raise ValueError(f"claim {self.name}: a calibrated claim says in calibration which seeds set it, and when.")
 
 
 def check_name(name: str) -> None:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"name must be lower case words and numbers with hyphens between them, not {name!r}.")
 
 
 def check_seeds(field: str, seeds: int) -> None:
-    if not MOST_SEEDS >= seeds >= 1:
+    if not isinstance(seeds, int) or not MOST_SEEDS >= seeds >= 1:
         raise ValueError(f"{field} must be a whole number from 1 to {MOST_SEEDS}, not {seeds}.")
+
+
+def check_callable(field: str, value: object) -> None:
+    if not callable(value):
+        raise ValueError(f"{field} must be a function, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -162,3 +173,5 @@ class Measurement:
     def __post_init__(self) -> None:
         check_name(self.name)
         check_seeds(f"measurement {self.name}: seeds", self.seeds)
+        for field in ("requests", "statistics", "lacks"):
+            check_callable(f"measurement {self.name}: {field}", getattr(self, field))

@@ -14,6 +14,7 @@ from bench.compare.predictions import (
     Form,
     Target,
     agnostic_ceilings,
+    check_base,
     empirical_predictions,
     infinite_kernels,
     regress,
@@ -21,7 +22,6 @@ from bench.compare.predictions import (
     targets_of,
 )
 from bench.compare.rivals import floors
-from bench.gram import BASES
 from bench.record import Score
 from bench.trained import Trained
 
@@ -122,10 +122,6 @@ def labelled(name: str, target: Target) -> str:
 def check_settings(name: str, targets: tuple[Target, ...], base: str, ridge: float) -> None:
     if not targets or any(target not in ("y", "self") for target in targets):
         raise ValueError(f"compare.{name}.targets must be some of y, self, not {list(targets)}.")
-    if base not in BASES:
-        raise ValueError(
-            f"compare.{name}.base must be init or zero, not {base!r}: with the trained network as base any kernel "
-            "matches it."
-        )
+    check_base(name, base)
     if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < math.inf:
         raise ValueError(f"compare.{name}.ridge must be a number of at least 0, not {ridge!r}.")

@@ -15,7 +15,7 @@ from bench.compare.comparison import UnavailableError
 from bench.compare.kept import kept
 from bench.compare.metrics import clean_labels, loss_name, match_scores, relative_error, train_labels
 from bench.compare.motion import curve_steps, padded
-from bench.compare.predictions import empirical, outputs_at, regress, specific_ceilings
+from bench.compare.predictions import check_base, empirical, outputs_at, regress, specific_ceilings
 from bench.compare.rivals import floors
 from bench.logistic import logistic_course
 from bench.losses import loss_of
@@ -124,6 +124,9 @@ class Features:
     name: str = "features"
     base: str = "init"
     version: int = 2
+
+    def __post_init__(self) -> None:
+        check_base("features", self.base)
 
     def __call__(self, trained: Trained) -> list[Score]:
         predictions = [

@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.compare.comparison import UnavailableError
 from bench.compare.kept import kept
 from bench.compare.metrics import loss_name, network_outputs, r2, skill_of, train_labels
+from bench.gram import BASES
 from bench.logistic import LogisticPredictor
 from bench.losses import loss_of
 from bench.networks import change
@@ -166,3 +167,11 @@ def known(value: float) -> float | None:
 
 def _half(value: float) -> float | None:
     return None if value != value else 1 - (1 - value) / 2
+
+
+def check_base(name: str, base: str) -> None:
+    if base not in BASES:
+        raise ValueError(
+            f"compare.{name}.base must be init or zero, not {base!r}: with the trained network as base any kernel "
+            "matches it."
+        )

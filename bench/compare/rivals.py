@@ -18,7 +18,7 @@ from bench.compare.metrics import (
     skill_of,
     train_labels,
 )
-from bench.compare.predictions import Metrics, agnostic_ceilings, known, regress
+from bench.compare.predictions import Metrics, agnostic_ceilings, check_base, known, regress
 from bench.predict import KernelPredictor
 from bench.record import Score, nested_mean
 from bench.trained import Trained
@@ -34,6 +34,9 @@ class Rivals:
     name: str = "rivals"
     version: int = 2
     base: str = "init"
+
+    def __post_init__(self) -> None:
+        check_base("rivals", self.base)
 
     def __call__(self, trained: Trained) -> list[Score]:
         ceilings = agnostic_ceilings(trained, self.base, 0.0)

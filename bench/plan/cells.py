@@ -286,12 +286,14 @@ def _card(
 
 
 def _check_groups(arguments: Sequence[str]) -> None:
-    """Hydra has no sentence for a number where a file is to be named."""
+    """Hydra has no sentence for a number or null where a file is to be named."""
     for override in OverridesParser.create().parse_overrides(list(arguments)):
-        group, value = override.key_or_group, None if override.is_sweep_override() else override.value()
-        if (CONF / group).is_dir() and isinstance(value, bool | int | float | dict):
+        if override.is_sweep_override() or override.is_delete():
+            continue
+        group, value = override.key_or_group, override.value()
+        if (CONF / group).is_dir() and (value is None or isinstance(value, bool | int | float | dict)):
             names = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
-            raise PlanError(f"Unknown {group} '{value}'. Available: {names}.")
+            raise PlanError(f"Unknown {group} '{'null' if value is None else value}'. Available: {names}.")
 
 
 def _check_launcher(arguments: Sequence[str]) -> None:

@@ -148,7 +148,15 @@ def make_settings(study: Callable[[Any], Record], values: Mapping[str, Any]) -> 
             near = difflib.get_close_matches(name, types_of, 1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"{name} is unknown.{hint} Available: {', '.join(types_of)}.")
-    made: Any = kind(**{name: _conform(name, value, types_of[name]) for name, value in values.items()})
+    given = {name: _conform(name, value, types_of[name]) for name, value in values.items()}
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    for name, value in given.items():
+        if value == () and defaults[name] != ():
+            raise ValueError(f"{name} must be a list of at least one.")
+    seeds = given.get("seeds", ())
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must differ from each other, not {list(seeds)}: errors are of independent ones.")
+    made: Any = kind(**given)
     return made
 
 
@@ -171,6 +179,6 @@ def _conform(name: str, value: Any, kind: Any) -> Any:
         return tuple(_conform(name, one, sort) for one, sort in zip(value, kinds, strict=True))
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
+    if not fits or (isinstance(value, bool) and kind is not bool) or value != value:  # nan is no number
         raise ValueError(f"{name} must be {words.get(kind, str(kind))}, not {value!r}.")
     return float(value) if kind is float else value
