@@ -58,7 +58,10 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("force=perhaps", "force"), ("+speed=fast", "speed"), ("trainer.device=cuda:7", "device"),
         ("trainer.device=tpu", "device"),
         ("seeds=12", "seeds.data and seeds.init"), ("study=foo", "experiment=.*peak"),
-        ("trainer=3", "trainer '3'. .*adam"),
+        ("trainer=3", "trainer '3'. .*adam"), ("task=null", "Unknown task 'null'. Available"),
+        ("trainer.centred=no", "trainer.centred must be true or false"),
+        ("trainer.constant=off", "trainer.constant must be true or false"),
+        ("compare.rivals.base=foo", "compare.rivals.base must be init or zero"),
         ("trainer.loss=logistic", "use mse"), ("trainer.loss=softmax", "use mse"),
     ],
 )  # fmt: skip

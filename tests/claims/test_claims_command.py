@@ -164,6 +164,12 @@ BROKEN = {
     "taken": (MINE.format(log="x").replace("mine-true", "path-kernel"), "already is a claim or measurement named"),
     "name": (MINE.format(log="x").replace("mine-true", "Mine true"), "lower case words"),
     "alpha": (MINE.format(log="x").replace('power="any"', 'power="any", alpha=2'), "alpha must be above 0"),
+    "windows": (MINE.format(log="x").replace('{"height": Window(0, 1, gap=1)}', "3"), "must be a Window for each"),
+    "requests": (
+        MINE.format(log="x").replace("lambda size, seeds: [Request(heights, Settings(shift, seeds))]", "3"),
+        "requests must be a function",
+    ),
+    "controls": (MINE.format(log="x").replace("controls=[Control", "controls=[3, Control"), "list of Control objects"),
     "control": (MINE.format(log="x").replace("controls=[Control", "controls=[][Control"), "does not import"),
 }
 
