@@ -49,10 +49,12 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_settings(overrides: Sequence[str]) -> None:
-    """Raises: PlanError where an argument is no setting."""
+    """Raises: PlanError where an argument is no setting, or would change nothing."""
     for override in overrides:
         if not override.partition("=")[0] or ("=" not in override and not override.startswith("~")):
             raise PlanError(f"'{override}' is no setting: write key=value, as in task=digits or model.width=256.")
+        if override.lstrip("+~").partition("=")[0] == "task.seed":
+            raise PlanError("task.seed is not set here: the data draws of a cell are numbers 0 to seeds.data - 1.")
 
 
 def _root(override: str) -> str:

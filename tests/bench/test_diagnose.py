@@ -194,6 +194,7 @@ def test_a_study_is_refused(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["-m", "task=staircase"], "no flag -m"), (["digits"], "'digits' is no setting"),
+        (["task=staircase", "task.seed=5"], "task.seed is not set here"),
         (["model.width=8,16"], "takes one cell"),
     ],
 )  # fmt: skip
