@@ -283,7 +283,7 @@ CLAIMS = [
         _wide("erf", "relu"),
         _slope(_second, _linearised),
         {"slope": Window(-1.2, -0.85, gap=0.25)},
-        Control("a quantity that does: the squared distance of erf's K_0 to K_inf", _slope(_first, _initial_squared)),
+        Control("a quantity that does: the squared distance of ReLU's K_0 to K_inf", _slope(_second, _initial_squared)),
         "Measured -.67 to -.72, seeds scatter by .05 to .07: of a size of 1e-3, twelve refute -.75.",
         recorded="refuted",
         calibration=f"{CALIBRATION} {REDRAWN}",
