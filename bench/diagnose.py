@@ -358,7 +358,7 @@ def _every_task(arguments: Sequence[str]) -> int:
     """A row a task; the record is kept with those of the other studies.
 
     Raises:
-        ValueError: unknown arguments.
+        ValueError: unknown arguments, or a folder that cannot be written.
     """
     from bench import store
     from bench.arguments import settings
@@ -369,10 +369,7 @@ def _every_task(arguments: Sequence[str]) -> int:
     if chosen["tasks"] != "all":
         raise ValueError(f"tasks must be all, not {chosen['tasks']}; for one task, task={chosen['tasks']}.")
     folder = Path(chosen["runs"]) / FOLDER
-    try:
-        store.check_writable("runs", folder / "any")
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    store.check_writable("runs", folder / "any")
     record = obtain(Request(shipped_tasks, ShippedTasks()), folder, fingerprint())
     columns = ("over_chance", "z", "power_tenth", "predicted", "measured")
     print(f"{record.card['title']}, mean ± error over {record.scores[0].n_seeds} data draws; errors are test errors.")
