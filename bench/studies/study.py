@@ -38,8 +38,8 @@ def result(
     """What a study function returns; its name and seconds are filled in where it is kept.
 
     Args:
-        unfinished: how many of its ``networks`` did not reach the tolerance: what they decide is nan in the arrays, and
-            the record is "unconverged" and says so.
+        unfinished: how many of its ``networks`` did not reach the tolerance, and so are in no number: the record is
+            "unconverged" and says so.
     """
     status, reason = "done", ""
     if unfinished:
